@@ -1,0 +1,175 @@
+"""A name, and the scorer that serves under it now.
+
+Parents hold slots, not scorers, so a reload swaps one pointer: calls that began on the old scorer
+finish on it, later ones take the new, and the old one is closed when its last call has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, TypeVar
+
+from rewardsvc.errors import NotServingError, ScorerUnusableError
+from rewardsvc.scoring.config import ScorerConfigBase
+from rewardsvc.scoring.scorer import Scorer
+from rewardsvc.scoring.tokens import TokenScorer, TokenScores, TokenSequence
+from rewardsvc.scoring.types import Sample, Score
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class State(StrEnum):
+    """The life of a scorer; names follow `ScorerState` in proto/rewardsvc/v1."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    UNLOADING = "unloading"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerInfo:
+    """What is known of one scorer; `message` says why it failed, when it failed."""
+
+    name: str
+    type: str
+    state: State
+    version: str
+    message: str = ""
+
+
+class ScoringObserver(Protocol):
+    """Told of every call to every scorer, nested ones included. Returns at once, never raises."""
+
+    def scored(self, scorer: str, seconds: float, scores: Sequence[Score]) -> None:
+        """A call ended with these scores after so many seconds."""
+
+    def refused(self, scorer: str, error: Exception) -> None:
+        """A call ended with an error."""
+
+
+class Live:
+    """A started scorer, and how many calls it is serving."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self._num_calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def use(self, work: Callable[[Scorer], Awaitable[T]]) -> T:
+        """Runs `work` on the scorer, which stays open until it ends."""
+        self._num_calls += 1
+        self._idle.clear()
+        try:
+            return await work(self.scorer)
+        finally:
+            self._num_calls -= 1
+            if not self._num_calls:
+                self._idle.set()
+
+    async def retire(self, timeout_s: float) -> None:
+        """Waits for the calls in flight, then closes the scorer."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            log.warning("closing a scorer with %d calls in flight", self._num_calls)
+        finally:
+            await self.scorer.close()
+
+
+class Slot(TokenScorer):
+    """A name, and the scorer that serves under it now. The registry changes what is inside."""
+
+    def __init__(self, name: str, config: ScorerConfigBase, observer: ScoringObserver) -> None:
+        self.name = name
+        self.config = config
+        self.state = State.LOADING
+        self.message = ""
+        self.live: Live | None = None
+        self._observer = observer
+
+    @property
+    def version(self) -> str:
+        """The version of the scorer inside; empty while there is none."""
+        return self.live.scorer.version if self.live else ""
+
+    @property
+    def info(self) -> ScorerInfo:
+        """What is known of it now."""
+        return ScorerInfo(
+            name=self.name,
+            type=self.config.type,
+            state=self.state,
+            version=self.version,
+            message=self.message,
+        )
+
+    def require(self) -> Live:
+        """What is inside.
+
+        Raises:
+            ScorerUnusableError: If it failed to load.
+            NotServingError: If it is still loading, or being unloaded.
+        """
+        if self.live is not None:
+            return self.live
+        if self.state is State.FAILED:
+            raise ScorerUnusableError(f"scorer {self.name!r} failed to load: {self.message}")
+        raise NotServingError(f"scorer {self.name!r} is {self.state}; try again later")
+
+    async def score(self, samples: Sequence[Sample]) -> list[Score]:
+        """Scores with the scorer inside; see `Scorer.score`."""
+        return (await self.score_versioned(samples))[0]
+
+    async def score_versioned(self, samples: Sequence[Sample]) -> tuple[list[Score], str]:
+        """Scores, and the version of the scorer that did it.
+
+        Raises:
+            RuntimeError: If the scorer breaks its contract of as many scores as samples.
+        """
+        live = self.require()
+        started = time.perf_counter()
+        try:
+            scores = await live.use(lambda scorer: scorer.score(samples))
+            if len(scores) != len(samples):
+                raise RuntimeError(
+                    f"scorer {self.name!r} gave {len(scores)} scores for {len(samples)} samples"
+                )
+        except Exception as error:
+            self._observer.refused(self.name, error)
+            raise
+        self._observer.scored(self.name, time.perf_counter() - started, scores)
+        return scores, live.scorer.version
+
+    async def token_logprobs(
+        self, sequences: Sequence[TokenSequence], *, temperature: float = 1.0, entropy: bool = False
+    ) -> list[TokenScores]:
+        """Log-probs from the model inside; see `TokenScorer.token_logprobs`.
+
+        Raises:
+            ScorerUnusableError: If what is inside is not a causal language model.
+        """
+        return (await self.token_logprobs_versioned(sequences, temperature, entropy))[0]
+
+    async def token_logprobs_versioned(
+        self, sequences: Sequence[TokenSequence], temperature: float, entropy: bool
+    ) -> tuple[list[TokenScores], str]:
+        """Log-probs, and the version of the model that gave them."""
+        live = self.require()
+        scorer = live.scorer
+        if not isinstance(scorer, TokenScorer):
+            raise ScorerUnusableError(
+                f"scorer {self.name!r} is of type {self.config.type!r}, which gives no log-probs; "
+                "name one of type 'causal_lm'"
+            )
+        answers = await live.use(
+            lambda _: scorer.token_logprobs(sequences, temperature=temperature, entropy=entropy)
+        )
+        return answers, scorer.version
