@@ -1,0 +1,5 @@
+"""`python -m rewardsvc`."""
+
+from rewardsvc.cli import main
+
+main()

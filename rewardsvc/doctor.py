@@ -1,0 +1,155 @@
+"""What this machine offers: devices, kernels, sandbox layers, and the packages behind them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+import rewardsvc
+
+PACKAGES = (
+    "grpcio",
+    "protobuf",
+    "numpy",
+    "torch",
+    "triton",
+    "transformers",
+    "math-verify",
+    "onnxruntime",
+    "pydantic",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the doctor's report.
+
+    Attributes:
+        area: "machine", "device", "kernels", "sandbox" or "package".
+        name: What was looked at.
+        ok: Whether it is there.
+        detail: What was found, or what is lost without it.
+    """
+
+    area: str
+    name: str
+    ok: bool
+    detail: str
+
+
+def examine() -> list[Finding]:
+    """Looks at everything; a part that cannot be looked at is a finding, not an exception."""
+    findings: list[Finding] = []
+    for area, look in (
+        ("machine", _machine),
+        ("package", _packages),
+        ("device", _devices),
+        ("kernels", _kernels),
+        ("sandbox", _sandbox),
+    ):
+        findings += _guarded(area, look)
+    return findings
+
+
+def _guarded(area: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return look()
+    except Exception as error:
+        detail = f"could not be examined: {type(error).__name__}: {error}"
+        return [Finding(area=area, name=area, ok=False, detail=detail)]
+
+
+def _machine() -> list[Finding]:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return [
+        Finding(area="machine", name="rewardsvc", ok=True, detail=rewardsvc.__version__),
+        Finding(
+            area="machine",
+            name="python",
+            ok=True,
+            detail=f"{platform.python_version()} at {sys.executable}",
+        ),
+        Finding(
+            area="machine",
+            name="host",
+            ok=True,
+            detail=f"{platform.system()} {platform.release()} {platform.machine()}, "
+            f"{usable} cores, {memory:.1f} GiB",
+        ),
+    ]
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for name in PACKAGES:
+        try:
+            findings.append(Finding(area="package", name=name, ok=True, detail=version(name)))
+        except PackageNotFoundError:
+            findings.append(Finding(area="package", name=name, ok=False, detail="not installed"))
+    return findings
+
+
+def _devices() -> list[Finding]:
+    import torch
+
+    findings = [
+        Finding(
+            area="device",
+            name="cpu",
+            ok=True,
+            detail=f"{torch.get_num_threads()} torch threads, "
+            f"{torch.backends.cpu.get_cpu_capability()}",
+        )
+    ]
+    if not torch.cuda.is_available():
+        findings.append(
+            Finding(area="device", name="cuda", ok=False, detail="no CUDA device is visible")
+        )
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        findings.append(
+            Finding(
+                area="device",
+                name=f"cuda:{index}",
+                ok=True,
+                detail=f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, "
+                f"sm_{properties.major}{properties.minor}",
+            )
+        )
+    return findings
+
+
+def _kernels() -> list[Finding]:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    try:
+        triton = import_module("triton")
+    except ImportError:
+        detail = "triton is not installed; log-probs use plain torch"
+        return [Finding(area="kernels", name="triton", ok=False, detail=detail)]
+    use = "used on CUDA tensors" if cuda else "installed; idle, as it needs a GPU"
+    return [Finding(area="kernels", name="triton", ok=cuda, detail=f"{triton.__version__}, {use}")]
+
+
+def _sandbox() -> list[Finding]:
+    try:
+        probe = import_module("rewardsvc.verifiers.sandbox").probe
+    except (ImportError, AttributeError):
+        detail = "untrusted code is not run by this version"
+        return [Finding(area="sandbox", name="sandbox", ok=False, detail=detail)]
+    return [
+        Finding(
+            area="sandbox",
+            name=layer.name,
+            ok=layer.available,
+            detail=layer.detail if layer.available else f"{layer.detail}; lost: {layer.lost}",
+        )
+        for layer in probe()
+    ]

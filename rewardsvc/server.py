@@ -1,0 +1,235 @@
+"""A server's life: listen, load, serve, drain, stop.
+
+It listens before it loads, so that health checks and GetServerInfo answer from the first second;
+until everything is loaded, and again while it drains, the health service says NOT_SERVING and
+calls are refused with UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from rewardsvc.config import MIB, ServerSettings, ServiceConfig, build_order
+from rewardsvc.engine.host import EngineHost
+from rewardsvc.errors import ConfigError
+from rewardsvc.metrics import Metrics
+from rewardsvc.scoring.registry import Registry
+from rewardsvc.servicers.admin import AdminServicer
+from rewardsvc.servicers.auth import ApiKeys
+from rewardsvc.servicers.gate import Gate
+from rewardsvc.servicers.lenient import LenientParsing
+from rewardsvc.servicers.reward import RewardServicer
+from rewardsvc.v1 import admin_pb2, admin_pb2_grpc, reward_pb2, reward_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+REWARD = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
+ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+STOP_GRACE_S = 1.0
+"""For calls that outlive the drain timeout: how long cancellation may take."""
+
+
+class Server:
+    """One server on one event loop.
+
+    Example:
+        server = Server(config, base_dir=Path("."))
+        await server.start()       # listening; loading goes on
+        await server.ready()       # SERVING
+        await server.stop()        # drained
+    """
+
+    def __init__(self, config: ServiceConfig, base_dir: Path) -> None:
+        """Builds everything, starts nothing. Must be called on the running event loop.
+
+        Args:
+            config: The whole configuration.
+            base_dir: Where relative paths in it start.
+
+        Raises:
+            ConfigError: If a secret or a TLS file that it names is missing.
+        """
+        self._config = config
+        self._settings = config.server
+        self.metrics = Metrics()
+        self.gate = Gate()
+        self.engine = EngineHost(config.engine, self.metrics)
+        self.registry = Registry(self.engine, base_dir, self.metrics)
+        self.metrics.watch_calls(lambda: self.gate.num_calls)
+        self._health = health.aio.HealthServicer()
+        self._grpc = _grpc_server(self._settings)
+        self._add_services()
+        self._loading: asyncio.Task[None] | None = None
+        self._metrics_server: Any = None
+        self.port = 0
+        """The port that gRPC listens on, once started."""
+        self.metrics_port: int | None = None
+        """The port that /metrics listens on, once started."""
+
+    async def start(self) -> None:
+        """Listens, and begins to load.
+
+        Raises:
+            ConfigError: If a port cannot be had.
+        """
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        settings = self._settings
+        address = f"{settings.host}:{settings.port}"
+        try:
+            if settings.tls is None:
+                self.port = self._grpc.add_insecure_port(address)
+            else:
+                self.port = self._grpc.add_secure_port(address, _credentials(settings))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"server.port: cannot listen on {address}: {error}; choose another, or 0"
+            ) from None
+        if settings.metrics_port is not None:
+            try:
+                self._metrics_server, _ = start_http_server(
+                    settings.metrics_port, settings.metrics_host, self.metrics.registry
+                )
+            except OSError as error:
+                raise ConfigError(
+                    f"server.metrics_port: cannot listen on {settings.metrics_host}:"
+                    f"{settings.metrics_port}: {error.strerror}; choose another, or 0"
+                ) from None
+            self.metrics_port = self._metrics_server.server_port
+        await self._grpc.start()
+        log.info(
+            "listening on %s:%d%s",
+            settings.host,
+            self.port,
+            f", metrics on {self.metrics_port}" if self.metrics_port is not None else "",
+        )
+        self._loading = asyncio.create_task(self._load())
+
+    async def ready(self) -> None:
+        """Waits until loading has ended, well or not for each scorer.
+
+        Raises:
+            Exception: Whatever a bug in loading raised; a scorer that fails to load does not raise.
+        """
+        assert self._loading is not None, "start() comes first"
+        await asyncio.shield(self._loading)
+
+    async def stop(self) -> None:
+        """Drains: refuses new calls, lets those in flight finish, then frees everything."""
+        self.gate.drain()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if self._loading is not None and not self._loading.done():
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+        if not await self.gate.wait_empty(self._settings.drain_timeout_s):
+            log.warning(
+                "%d calls did not finish within server.drain_timeout_s=%g; cancelling them",
+                self.gate.num_calls,
+                self._settings.drain_timeout_s,
+            )
+        await self._grpc.stop(STOP_GRACE_S)
+        await self.registry.close()
+        await self.engine.close()
+        if self._metrics_server is not None:
+            await asyncio.to_thread(self._metrics_server.shutdown)
+            self._metrics_server.server_close()
+        log.info("stopped")
+
+    async def _load(self) -> None:
+        scorers = self._config.scorers
+        await self.registry.load_all({name: scorers[name] for name in build_order(scorers)})
+        self.gate.open()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        log.info("serving %d scorers", len(scorers))
+
+    async def _set_health(self, status: Any) -> None:
+        for service in ("", REWARD):
+            await self._health.set(service, status)
+
+    def _add_services(self) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reward_pb2_grpc.add_RewardServiceServicer_to_server(
+            RewardServicer(self.registry, self._settings, self.gate), self._grpc
+        )
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(
+            AdminServicer(self.registry, self.gate, allow_code=self._settings.admin.allow_code),
+            self._grpc,
+        )
+        if self._settings.reflection:
+            names = (REWARD, ADMIN, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._grpc)
+
+
+def _grpc_server(settings: ServerSettings) -> Any:
+    keys = ApiKeys(
+        settings.secret(settings.api_key_env, "server.api_key_env"),
+        settings.secret(settings.admin.api_key_env, "server.admin.api_key_env"),
+        admin_enabled=settings.admin.enabled,
+    )
+    limit = settings.max_message_mib * MIB
+    return grpc.aio.server(
+        interceptors=[keys, LenientParsing()],
+        options=[
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", limit),
+            # Two servers on one port would silently share the calls.
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ],
+    )
+
+
+def _credentials(settings: ServerSettings) -> grpc.ServerCredentials:
+    tls = settings.tls
+    assert tls is not None
+
+    def read(path: Path, field: str) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"server.tls.{field}: {path}: {error.strerror}") from None
+
+    return grpc.ssl_server_credentials(
+        [(read(tls.private_key, "private_key"), read(tls.certificate, "certificate"))],
+        root_certificates=read(tls.client_ca, "client_ca") if tls.client_ca else None,
+        require_client_auth=tls.client_ca is not None,
+    )
+
+
+async def serve(config: ServiceConfig, base_dir: Path) -> None:
+    """Runs a server until SIGTERM or SIGINT, then drains it. A second signal stops at once.
+
+    Raises:
+        ConfigError: If it cannot listen.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if stopping.is_set():
+            raise SystemExit(128 + number)
+        log.info("%s: draining", signal.Signals(number).name)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    server = Server(config, base_dir)
+    try:
+        await server.start()
+        loaded = asyncio.create_task(server.ready())
+        stop = asyncio.create_task(stopping.wait())
+        done, _ = await asyncio.wait({loaded, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if loaded in done:
+            loaded.result()
+        await stop
+    finally:
+        await server.stop()
