@@ -1,0 +1,53 @@
+# Every verb builds the environment it needs. PYTHON picks the interpreter (3.11 or later).
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+PIP     = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt
+TASK   ?= countdown
+SEED   ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-rm test check format proto bench clean
+
+help:  ## Show the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml constraints/cpu.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[dev]'
+	touch $@
+
+.venv-proto/.installed: constraints/proto.txt
+	test -x .venv-proto/bin/python || $(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/python -m pip install --quiet --disable-pip-version-check -r constraints/proto.txt
+	touch $@
+
+demo: $(VENV)/.installed  ## Train a small policy against the service; TASK=countdown|sort, SEED=0
+	$(PY) examples/demo/run.py --task $(TASK) --seed $(SEED)
+
+demo-rm: $(VENV)/.installed  ## The learned-reward path: preferences, reward model, service, RLOO
+	$(PY) examples/learned_reward/run.py --seed $(SEED)
+
+test: $(VENV)/.installed  ## Run all tests
+	$(VENV)/bin/pytest -q $(ARGS)
+
+check: $(VENV)/.installed .venv-proto/.installed  ## Format, lint, types, layers, spelling, stubs
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/codespell
+	scripts/check_proto.sh
+
+format: $(VENV)/.installed  ## Format the code
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+proto: .venv-proto/.installed  ## Regenerate rewardsvc/v1 from proto/
+	scripts/gen_proto.sh
+
+bench: $(VENV)/.installed  ## Run the benchmarks, one after another
+	for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+
+clean:  ## Remove environments, caches and runs
+	rm -rf $(VENV) .venv-proto build dist runs .mypy_cache .ruff_cache .pytest_cache *.egg-info
