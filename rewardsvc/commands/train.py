@@ -2,6 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
 
-def add_train_commands(app: object) -> None:
+import click
+import typer
+from typer.core import TyperCommand
+
+from rewardsvc.cli import fail
+from rewardsvc.errors import ConfigError
+
+ONLINE = "rewardsvc.policy_client.train.online"
+SFT = "rewardsvc.policy_client.train.sft"
+REWARD_MODEL = "rewardsvc.policy_client.train.reward_model"
+
+ALGORITHMS: dict[str, tuple[str, str, str]] = {
+    "sft": (SFT, "SftConfig", "Supervised fine-tuning on completions."),
+    "rm": (REWARD_MODEL, "RewardModelConfig", "A Bradley-Terry reward model from preferences."),
+    "ppo": (ONLINE, "OnlineConfig", "Proximal policy optimisation with a critic."),
+    "grpo": (ONLINE, "OnlineConfig", "Group-relative policy optimisation."),
+    "rloo": (ONLINE, "OnlineConfig", "REINFORCE with a leave-one-out baseline."),
+}
+"""Verb → (module, class of its configuration, help)."""
+
+
+def add_train_commands(app: typer.Typer) -> None:
     """Adds `train` and its algorithms to the command line."""
+    train = typer.Typer(
+        name="train", help="Train a policy or a reward model.", no_args_is_help=True
+    )
+    for algorithm, (_, _, text) in ALGORITHMS.items():
+        train.command(algorithm, help=text, cls=_command_class(algorithm))(_verb(algorithm))
+    app.add_typer(train)
+
+
+def _verb(algorithm: str) -> Callable[..., None]:
+    def run(
+        config: Annotated[Path, typer.Option(help="The YAML file.")],
+        overrides: Annotated[
+            list[str] | None, typer.Argument(help="field=value pairs that win over the file.")
+        ] = None,
+    ) -> None:
+        from rewardsvc.policy_client.train.config_base import load_config
+
+        try:
+            loaded = load_config(config, config_class(algorithm), overrides or ())
+            result = run_algorithm(algorithm, loaded)
+        except ConfigError as error:
+            fail(str(error))
+        except (RuntimeError, OSError) as error:
+            if type(error) in (RuntimeError, OSError):
+                raise
+            fail(f"{type(error).__name__}: {error}", 1)
+        typer.echo(str(result.model_dir))
+
+    return run
+
+
+def config_class(algorithm: str) -> type[Any]:
+    """The configuration's class of an algorithm."""
+    module, name, _ = ALGORITHMS[algorithm]
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]
+
+
+def run_algorithm(algorithm: str, config: Any) -> Any:
+    """Trains; returns the algorithm's result, which has `model_dir`."""
+    module = import_module(ALGORITHMS[algorithm][0])
+    if algorithm == "sft":
+        return module.run_sft(config)
+    if algorithm == "rm":
+        return module.run_rm(config)
+    return module.run_online(algorithm, config)
+
+
+def _command_class(algorithm: str) -> type[TyperCommand]:
+    """A command whose help ends with the fields of its configuration, read when asked for."""
+
+    class WithFields(TyperCommand):
+        def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+            super().format_help(ctx, formatter)
+            typer.echo("\n Fields of the configuration\n")
+            for line in _describe_fields(config_class(algorithm)):
+                typer.echo(line)
+
+    return WithFields
+
+
+def _describe_fields(model: type[Any]) -> list[str]:
+    lines = []
+    for name, field in model.model_fields.items():
+        default = "required" if field.is_required() else repr(field.get_default())
+        lines.append(f"   {field.alias or name} ({default})")
+        if field.description:
+            lines.append(f"       {field.description}")
+    return lines

@@ -77,7 +77,8 @@ class Live:
     async def retire(self, timeout_s: float) -> None:
         """Waits for the calls in flight, then closes the scorer."""
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
+            if self._num_calls:
+                await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
             log.warning("closing a scorer with %d calls in flight", self._num_calls)
         finally:

@@ -219,10 +219,14 @@ async def stream(
         for request in requests:
             yield request
 
-    async for reply in server.reward.ScoreStream(send(), **options):
-        details = {d.index: d for d in reply.batch.details}
-        for i, (name, value) in enumerate(zip(reply.ids, values(reply.batch), strict=True)):
-            yield name, value, details.get(i, pb.ItemDetail())
+    call = server.reward.ScoreStream(send(), **options)
+    try:
+        async for reply in call:
+            details = {d.index: d for d in reply.batch.details}
+            for i, (name, value) in enumerate(zip(reply.ids, values(reply.batch), strict=True)):
+                yield name, value, details.get(i, pb.ItemDetail())
+    finally:
+        call.cancel()
 
 
 def request(scorer: str, *samples: tuple[str, str]) -> pb.ScoreStreamRequest:
