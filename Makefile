@@ -5,6 +5,7 @@ PY     := $(VENV)/bin/python
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt
 TASK   ?= countdown
 SEED   ?= 0
+ALGO   ?= rloo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-rm test check format proto bench clean
@@ -25,8 +26,8 @@ $(VENV)/.installed: pyproject.toml constraints/cpu.txt
 demo: $(VENV)/.installed  ## Train a small policy against the service; TASK=countdown|sort, SEED=0
 	$(PY) examples/demo/run.py --task $(TASK) --seed $(SEED)
 
-demo-rm: $(VENV)/.installed  ## The learned-reward path: preferences, reward model, service, RLOO
-	$(PY) examples/learned_reward/run.py --seed $(SEED)
+demo-rm: $(VENV)/.installed  ## The learned-reward path: preferences, reward model, service; ALGO=rloo|ppo
+	$(PY) examples/demo/learned_reward.py --algorithm $(ALGO) --seed $(SEED)
 
 test: $(VENV)/.installed  ## Run all tests
 	$(VENV)/bin/pytest -q $(ARGS)

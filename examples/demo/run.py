@@ -13,32 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cold_start import cold_start
 from rich.console import Console
-from tasks import TASKS, write_data
+from service import running_service
+from tasks import TASKS
 
-from rewardsvc.policy_client import RewardClient
 from rewardsvc.policy_client.train.config_base import load_config
-from rewardsvc.policy_client.train.data.characters import character_tokenizer
 from rewardsvc.policy_client.train.online import OnlineConfig, OnlineResult, run_online
 from rewardsvc.policy_client.train.report import write_report
-from rewardsvc.policy_client.train.sft import SftConfig, run_sft
-
-HERE = Path(__file__).parent
-NUM_TRAIN = 50_000
-NUM_TEST = 1000
-START_TIMEOUT_S = 60.0
 
 console = Console(highlight=False)
 
@@ -49,16 +36,13 @@ def main() -> None:
     task = TASKS[arguments.task]
     out = arguments.out or Path("runs") / f"demo-{task.name}-{arguments.seed}"
     shutil.rmtree(out, ignore_errors=True)
-    configs = HERE / task.configs
     began = time.perf_counter()
 
     console.rule(f"[bold]1. Data and a cold start ({task.name}, seed {arguments.seed})")
-    write_data(task, out / "data", seed=arguments.seed, num_train=NUM_TRAIN, num_test=NUM_TEST)
-    character_tokenizer(task.alphabet).save_pretrained(out / "tokenizer")
-    policy = _warm_up(configs / "sft.yaml", out, arguments.seed)
+    policy = cold_start(task, out, arguments.seed)
 
     console.rule("[bold]2. The service")
-    with running_service(configs / "service.yaml") as service:
+    with running_service(task.configs / "service.yaml") as service:
         console.print(f"serving on {service.address}")
         console.rule("[bold]3. GRPO over gRPC")
         overrides = [
@@ -70,7 +54,7 @@ def main() -> None:
             f"seed={arguments.seed}",
             *arguments.overrides,
         ]
-        config = load_config(configs / "grpo.yaml", OnlineConfig, overrides)
+        config = load_config(task.configs / "grpo.yaml", OnlineConfig, overrides)
         training = time.perf_counter()
         result = run_online("grpo", config)
         train_seconds = time.perf_counter() - training
@@ -94,60 +78,6 @@ def _parse_arguments() -> argparse.Namespace:
         "overrides", nargs="*", help="field=value pairs for grpo.yaml, for instance max_steps=20"
     )
     return parser.parse_args()
-
-
-def _warm_up(config: Path, out: Path, seed: int) -> Path:
-    overrides = [
-        f"tokenizer={out / 'tokenizer'}",
-        f"output_dir={out / 'sft'}",
-        f"train_data={out / 'data'}",
-        f"eval_data={out / 'data'}",
-        f"seed={seed}",
-    ]
-    return run_sft(load_config(config, SftConfig, overrides)).model_dir
-
-
-class Service:
-    """A running `rewardsvc serve`.
-
-    Attributes:
-        address: HOST:PORT of gRPC.
-    """
-
-    def __init__(self, address: str, metrics_port: int) -> None:
-        self.address = address
-        self._metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
-
-    def num_rpcs(self, scorer: str) -> int:
-        """Score calls that the service itself has counted."""
-        with urllib.request.urlopen(self._metrics_url, timeout=10) as reply:
-            page = reply.read().decode()
-        found = re.search(rf'rewardsvc_scorer_seconds_count{{scorer="{scorer}"}} (\S+)', page)
-        return int(float(found[1])) if found else 0
-
-
-@contextmanager
-def running_service(config: Path) -> Iterator[Service]:
-    """Runs `rewardsvc serve CONFIG` on free ports within the block; SIGTERM ends it."""
-    port, metrics_port = free_port(), free_port()
-    command = [sys.executable, "-m", "rewardsvc", "serve", str(config)]
-    command += ["--port", str(port), "--metrics-port", str(metrics_port)]
-    process = subprocess.Popen(command)
-    try:
-        address = f"127.0.0.1:{port}"
-        with RewardClient(address) as client:
-            client.wait_until_ready(timeout_s=START_TIMEOUT_S)
-        yield Service(address, metrics_port)
-    finally:
-        process.terminate()
-        process.wait(START_TIMEOUT_S)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def summarize(result: OnlineResult, *, train_seconds: float, reward_rpcs: int) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from typing import Any, cast
 
 from rewardsvc.verifiers.arithmetic import Symbol, evaluate
 
+HERE = Path(__file__).parent
+
 HELD_OUT_SHARE = 10
 """One problem in this many is held out."""
 
@@ -43,7 +45,7 @@ class Task:
     """
 
     name: str
-    configs: str
+    configs: Path
     scorer: str
     alphabet: str
     draw: Callable[[random.Random], dict[str, Any]]
@@ -91,13 +93,15 @@ def draw_sort(rng: random.Random) -> dict[str, Any]:
 
 COUNTDOWN = Task(
     name="countdown",
-    configs="countdown",
+    configs=HERE / "countdown",
     scorer="countdown",
     alphabet="0123456789+-*/() >;",
     draw=draw_countdown,
 )
 COUNTDOWN4 = dataclasses.replace(COUNTDOWN, name="countdown4", draw=draw_countdown4)
-SORT = Task(name="sort", configs="sort", scorer="sort", alphabet="0123456789>", draw=draw_sort)
+SORT = Task(
+    name="sort", configs=HERE / "sort", scorer="sort", alphabet="0123456789>", draw=draw_sort
+)
 TASKS = {task.name: task for task in (COUNTDOWN, COUNTDOWN4, SORT)}
 
 
