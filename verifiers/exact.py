@@ -1,0 +1,45 @@
+"""The completion's answer equals the reference, text for text."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+from rewardsvc.verifiers.text import Extract, extract_answer
+from rewardsvc.verifiers.types import ErrorKind, Status, Verdict
+
+_MAX_SHOWN_CHARS = 80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExactMatch:
+    """Compares text after Unicode NFC normalisation and with runs of white space as one space.
+
+    Attributes:
+        extract: Where the answer stands, outside of `<think>…</think>`.
+        ignore_case: Whether "Paris" equals "paris".
+    """
+
+    extract: Extract = Extract.WHOLE
+    ignore_case: bool = False
+
+    def verify(self, completion: str, answer: str) -> Verdict:
+        """Whether the completion's answer is `answer`.
+
+        Returns:
+            ACCEPTED, NO_ANSWER or WRONG_ANSWER; BAD_REFERENCE without a reward if `answer` is
+            blank.
+        """
+        expected = self._normalised(answer)
+        if not expected:
+            return Verdict.failed(ErrorKind.BAD_REFERENCE, "answer is blank; give the reference")
+        given = extract_answer(completion, self.extract)
+        if given is None:
+            return Verdict.rejected(f"no answer ({self.extract})", status=Status.NO_ANSWER)
+        if self._normalised(given) == expected:
+            return Verdict.accepted("equal to the reference")
+        return Verdict.rejected(f"{given[:_MAX_SHOWN_CHARS]!r} is not the reference")
+
+    def _normalised(self, text: str) -> str:
+        text = " ".join(unicodedata.normalize("NFC", text).split())
+        return text.casefold() if self.ignore_case else text

@@ -1,0 +1,1 @@
+"""Checks mathematical answers; see `verifier`."""
