@@ -1,3 +1,3 @@
 """Fixtures that every kind of test may use."""
 
-pytest_plugins = ["fixtures_server"]
+pytest_plugins = ["fixtures_server", "fixtures_models"]

@@ -129,10 +129,11 @@ async def test_prm_steps_equal_plain_transformers(
 
 
 @pytest.mark.parametrize("read", ["at", "before"])
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
 async def test_prm_on_a_causal_lm_compares_two_tokens_logits(
-    read: str, tmp_path: Path, start_scorer: StartScorer
+    family: str, read: str, tmp_path: Path, start_scorer: StartScorer
 ) -> None:
-    folder = tiny_models.write_causal_lm(tmp_path / "prm", "mistral")
+    folder = tiny_models.write_causal_lm(tmp_path / "prm", family)
     sample = Sample(prompt="ab", completion="c+d step a-b step")
     model, tokenizer = plain(folder, "AutoModelForCausalLM")
     inputs = tokenizer(f"{sample.prompt}{sample.completion}", return_tensors="pt")
@@ -151,7 +152,7 @@ async def test_prm_on_a_causal_lm_compares_two_tokens_logits(
     assert score.steps == pytest.approx(expected, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("family", [*CAUSAL, "gemma2", "granite"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 async def test_token_logprobs_equal_log_softmax_of_full_logits(
     family: str, temperature: float, tmp_path: Path, start_scorer: StartScorer
