@@ -173,7 +173,7 @@ async def test_an_async_source_may_wait_for_answers(address: str) -> None:
     assert seen == [0, 1, 2, 3, 4]
 
 
-def test_leaving_early_ends_the_stream(address: str, script: Script) -> None:
+def test_leaving_early_leaves_the_client_usable(address: str) -> None:
     with RewardClient(address, timeout_s=30.0) as client:
         answers = client.score_stream("s", iter(lambda: ScoreItem(completion="1"), None), window=3)
         assert next(answers)[1].value == 1.0
