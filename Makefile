@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PIP     = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt
+export TQDM_DISABLE = 1
 TASK   ?= countdown
 SEED   ?= 0
 ALGO   ?= rloo

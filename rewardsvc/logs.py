@@ -9,6 +9,13 @@ import structlog
 from structlog.typing import Processor
 
 
+def _console_renderer() -> Processor:
+    # Plain tracebacks: the default ones show local variables, and with them callers' data.
+    return structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+
+
 def configure_logging(level: str = "info", log_format: str = "text") -> None:
     """Sends all logging of the process to stderr.
 
@@ -26,7 +33,7 @@ def configure_logging(level: str = "info", log_format: str = "text") -> None:
     if log_format == "json":
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        last = [_console_renderer()]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,10 @@ REWARD = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 STOP_GRACE_S = 1.0
 """For calls that outlive the drain timeout: how long cancellation may take."""
+
+EXIT_TIMEOUT_S = 5.0
+"""How long a drained process may take to end; then it is ended. A thread that hangs in a device or
+in a user's function would otherwise keep it for ever: the interpreter waits for its threads."""
 
 
 class Server:
@@ -233,3 +239,17 @@ async def serve(config: ServiceConfig, base_dir: Path) -> None:
         await stop
     finally:
         await server.stop()
+        _end_anyway(EXIT_TIMEOUT_S)
+
+
+def _end_anyway(after_s: float) -> None:
+    """Ends this process in `after_s` seconds if it has not ended by then."""
+
+    def end() -> None:
+        log.error("a thread hangs; ending the process")
+        logging.shutdown()
+        os._exit(70)
+
+    timer = threading.Timer(after_s, end)
+    timer.daemon = True
+    timer.start()

@@ -12,15 +12,24 @@ from rewardsvc.policy_client.train.sft import SftConfig, run_sft
 
 NUM_TRAIN = 50_000
 NUM_TEST = 1000
+QUICK_OVERRIDES = ("max_steps=4", "per_device_train_batch_size=16", "config.num_hidden_layers=1")
 
 
-def cold_start(task: Task, out: Path, seed: int) -> Path:
+def cold_start(task: Task, out: Path, seed: int, *, quick: bool = False) -> Path:
     """Writes `out/data` and `out/tokenizer`, fine-tunes a small Llama on the solutions.
+
+    Args:
+        task: What to learn.
+        out: Where everything goes.
+        seed: Of data, weights and order.
+        quick: A few steps only, to see that all parts work together.
 
     Returns:
         The folder of the policy.
     """
-    write_data(task, out / "data", seed=seed, num_train=NUM_TRAIN, num_test=NUM_TEST)
+    share = 50 if quick else 1
+    num_train, num_test = NUM_TRAIN // share, NUM_TEST // share
+    write_data(task, out / "data", seed=seed, num_train=num_train, num_test=num_test)
     character_tokenizer(task.alphabet).save_pretrained(out / "tokenizer")
     overrides = [
         f"tokenizer={out / 'tokenizer'}",
@@ -28,5 +37,6 @@ def cold_start(task: Task, out: Path, seed: int) -> Path:
         f"train_data={out / 'data'}",
         f"eval_data={out / 'data'}",
         f"seed={seed}",
+        *(QUICK_OVERRIDES if quick else ()),
     ]
     return run_sft(load_config(task.configs / "sft.yaml", SftConfig, overrides)).model_dir

@@ -33,6 +33,9 @@ from rewardsvc.policy_client.train.reward_model import RewardModelConfig, run_rm
 
 CONFIGS = HERE / "learned"
 NUM_PREFERENCE_PROMPTS = 12_000
+QUICK_PREFERENCE_PROMPTS = 200
+QUICK_RM = ("max_steps=3", "eval_size=20")
+QUICK_RL = ("max_steps=2", "num_prompts=8", "num_eval_prompts=20")
 MAX_NEW_TOKENS = 9
 
 console = Console(highlight=False)
@@ -43,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--algorithm", choices=("rloo", "ppo"), default="rloo")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
     parser.add_argument("--out", type=Path, help="default: runs/demo-rm-ALGORITHM-SEED")
     parser.add_argument("overrides", nargs="*", help="field=value pairs for the RL configuration")
     arguments = parser.parse_args()
@@ -51,7 +55,7 @@ def main() -> None:
     shutil.rmtree(out, ignore_errors=True)
 
     console.rule(f"[bold]1. A cold start (sort, seed {seed})")
-    policy = cold_start(SORT, out, seed)
+    policy = cold_start(SORT, out, seed, quick=arguments.quick)
 
     console.rule("[bold]2. Preferences and a reward model")
     pairs = out / "pairs.jsonl"
@@ -59,7 +63,7 @@ def main() -> None:
         policy,
         out / "data" / "train.jsonl",
         pairs,
-        num_prompts=NUM_PREFERENCE_PROMPTS,
+        num_prompts=QUICK_PREFERENCE_PROMPTS if arguments.quick else NUM_PREFERENCE_PROMPTS,
         max_new_tokens=MAX_NEW_TOKENS,
         seed=seed,
     )
@@ -68,6 +72,7 @@ def main() -> None:
         f"output_dir={out / 'rm'}",
         f"train_data={pairs}",
         f"seed={seed}",
+        *(QUICK_RM if arguments.quick else ()),
     ]
     reward_model = run_rm(load_config(CONFIGS / "rm.yaml", RewardModelConfig, overrides))
     accuracy = reward_model.eval_after["eval_accuracy"]
@@ -86,6 +91,7 @@ def main() -> None:
             f"reward={{type: service, address: '{service.address}', scorer: reward}}",
             f"reference={{address: '{service.address}', scorer: reference}}",
             f"seed={seed}",
+            *(QUICK_RL if arguments.quick else ()),
             *arguments.overrides,
         ]
         began = time.perf_counter()

@@ -27,6 +27,8 @@ from rewardsvc.policy_client.train.config_base import load_config
 from rewardsvc.policy_client.train.online import OnlineConfig, OnlineResult, run_online
 from rewardsvc.policy_client.train.report import write_report
 
+QUICK_OVERRIDES = ("max_steps=2", "num_prompts=4", "num_generations=4", "num_eval_prompts=20")
+
 console = Console(highlight=False)
 
 
@@ -39,7 +41,7 @@ def main() -> None:
     began = time.perf_counter()
 
     console.rule(f"[bold]1. Data and a cold start ({task.name}, seed {arguments.seed})")
-    policy = cold_start(task, out, arguments.seed)
+    policy = cold_start(task, out, arguments.seed, quick=arguments.quick)
 
     console.rule("[bold]2. The service")
     with running_service(task.configs / "service.yaml") as service:
@@ -52,6 +54,7 @@ def main() -> None:
             f"eval_data={out / 'data'}",
             f"reward={{type: service, address: '{service.address}', scorer: {task.scorer}}}",
             f"seed={arguments.seed}",
+            *(QUICK_OVERRIDES if arguments.quick else ()),
             *arguments.overrides,
         ]
         config = load_config(task.configs / "grpo.yaml", OnlineConfig, overrides)
@@ -73,6 +76,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=sorted(TASKS), default="countdown")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
     parser.add_argument("--out", type=Path, help="default: runs/demo-TASK-SEED")
     parser.add_argument(
         "overrides", nargs="*", help="field=value pairs for grpo.yaml, for instance max_steps=20"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,7 @@ def serve(
             typer.echo(f"{config}: {len(loaded.scorers)} scorers, no errors")
             return
         configure_logging(server.log_level, server.log_format)
+        os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars do not belong in a log
         from rewardsvc.server import serve as run_server
 
         asyncio.run(run_server(loaded, config.resolve().parent))

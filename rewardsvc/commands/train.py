@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -45,6 +46,7 @@ def _verb(algorithm: str) -> Callable[..., None]:
             list[str] | None, typer.Argument(help="field=value pairs that win over the file.")
         ] = None,
     ) -> None:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the run has a progress bar of its own
         from rewardsvc.policy_client.train.config_base import load_config
 
         try:

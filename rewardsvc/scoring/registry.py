@@ -96,7 +96,12 @@ class Registry:
                     log.info("scorer %s (%s) is ready", name, slot.config.type)
                 except Exception as error:
                     slot.state, slot.message = State.FAILED, _reason(error)
-                    log.exception("scorer %s (%s) failed to load", name, slot.config.type)
+                    expected = isinstance(error, ServiceError)
+                    log.error(
+                        "scorer %s (%s) failed to load: %s",
+                        *(name, slot.config.type, slot.message),
+                        exc_info=None if expected else error,
+                    )
 
     async def load(self, name: str, configs: Mapping[str, ScorerConfigBase]) -> ScorerInfo:
         """Adds a scorer, with those written in place inside it, and waits until it is ready.

@@ -168,3 +168,28 @@ def test_doctor_tells_what_is_here() -> None:
     assert areas == {"machine", "package", "device", "kernels", "sandbox"}
     cpu = next(f for f in findings if f["name"] == "cpu")
     assert cpu["ok"]
+
+
+def test_a_thread_that_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(
+        "import threading, time\n"
+        "def f(sample):\n"
+        "    threading.Thread(target=time.sleep, args=(600,), daemon=False).start()\n"
+        "    return 1.0\n",
+        encoding="utf-8",
+    )
+    config = tmp_path / "stuck.yaml"
+    config.write_text(
+        'server: {port: 0}\nscorers: {obey: {type: python, function: "stuck.py:f"}}',
+        encoding="utf-8",
+    )
+    server = ServerProcess(config).start()
+    try:
+        with grpc.insecure_channel(server.address) as channel:
+            stub: Any = reward_pb2_grpc.RewardServiceStub(channel)
+            score(stub, "x")
+        server.send(signal.SIGTERM)
+        assert server.wait(60) == 70
+        assert any("a thread hangs" in line for line in server.log)
+    finally:
+        server.kill()
