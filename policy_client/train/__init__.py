@@ -1,0 +1,1 @@
+"""Trainers on plain torch and transformers. Import the submodule you need; this is empty."""

@@ -1,0 +1,309 @@
+"""The loop of every trainer that learns from a fixed data set: SFT, reward models, preferences.
+
+A task says what a batch costs; the loop does the rest: order of the data, micro-batches,
+accumulation, clipping, schedule, evaluation, log, checkpoints.
+
+The loss of a step is the mean over all units (tokens, pairs) of its whole batch, however that batch
+was cut into micro-batches: averaging the micro-batches' means would weight a token by the length of
+its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from pydantic import Field
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rewardsvc.errors import ConfigError
+from rewardsvc.policy_client.train.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from rewardsvc.policy_client.train.config_base import TrainConfigBase
+from rewardsvc.policy_client.train.data import Examples, PromptSampler, load_examples
+from rewardsvc.policy_client.train.models import save_pretrained
+from rewardsvc.policy_client.train.optim import build_optimizer, build_scheduler
+from rewardsvc.policy_client.train.run_log import RunLog
+
+Split: TypeAlias = Literal["train", "eval"]
+
+FINAL_FOLDER = "final"
+
+
+class OfflineConfig(TrainConfigBase):
+    """What trainers on a fixed data set have in common."""
+
+    train_data: str = Field(
+        description="A .jsonl or .parquet file, a folder with one for each split, or a hub id."
+    )
+    train_split: str = Field(default="train", description="Which part of `train_data`.")
+    eval_data: str | None = Field(
+        default=None, description="Held-out rows, as `train_data`. None: see `eval_size`."
+    )
+    eval_split: str = Field(default="test", description="Which part of `eval_data`.")
+    eval_size: int = Field(
+        default=0, ge=0, description="Without `eval_data`: rows of `train_data` to hold out."
+    )
+    num_train_epochs: float = Field(
+        default=1.0, gt=0, description="Passes over the data, unless `max_steps` is given."
+    )
+    per_device_train_batch_size: int = Field(
+        default=8, ge=1, description="Rows in one forward and backward pass."
+    )
+    per_device_eval_batch_size: int = Field(
+        default=16, ge=1, description="Rows in one forward pass of the evaluation."
+    )
+    max_length: int = Field(
+        default=1024, ge=2, description="Tokens of prompt and completion together."
+    )
+    group_by_length: bool = Field(
+        default=True, description="Put rows of similar length into one batch: less padding."
+    )
+    eval_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Steps from evaluation to evaluation. None: before and after training only.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BatchSums:
+    """What one forward pass gives.
+
+    Attributes:
+        loss: Scalar with a gradient: the sum over the pass's units.
+        metrics: Sums over the same units, by name of metric.
+    """
+
+    loss: torch.Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class OfflineTask(Protocol):
+    """What one trainer has of its own.
+
+    Attributes:
+        name: The algorithm's name in the log.
+        model: What learns.
+        tokenizer: Saved beside it.
+        lengths: Tokens of each row of each split.
+        units: What the loss is a mean over: units (tokens, pairs) of each row of each split.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    lengths: Mapping[Split, Sequence[int]]
+    units: Mapping[Split, Sequence[int]]
+
+    def forward(self, split: Split, rows: Sequence[int]) -> BatchSums:
+        """The sums over these rows of a split."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineResult:
+    """What a run has come to.
+
+    Attributes:
+        model_dir: The final model and its tokenizer.
+        num_steps: Optimizer steps in all, those before a resume included.
+        metrics: Of the last step that this process took; empty if it took none.
+        eval_before: Held-out metrics of the start; empty without held-out rows or after a resume.
+        eval_after: Held-out metrics of the end; empty without held-out rows.
+    """
+
+    model_dir: Path
+    num_steps: int
+    metrics: Mapping[str, float]
+    eval_before: Mapping[str, float]
+    eval_after: Mapping[str, float]
+
+
+def load_splits(config: OfflineConfig) -> tuple[Examples, Examples | None]:
+    """Training rows and held-out rows; None where the configuration holds nothing out.
+
+    Rows held out of the training data are drawn with the configuration's seed.
+
+    Raises:
+        DataError: If a data set is malformed, or nothing would be left to train on.
+    """
+    train = load_examples(config.train_data, split=config.train_split)
+    if config.eval_data is not None:
+        return train, load_examples(config.eval_data, split=config.eval_split)
+    if config.eval_size == 0:
+        return train, None
+    order = PromptSampler(len(train), len(train), config.seed).next_batch()
+    held_out, kept = order[: config.eval_size], order[config.eval_size :]
+    source = train.source
+    return (
+        Examples([train[i] for i in sorted(kept)], source=f"{source} without held-out rows"),
+        Examples([train[i] for i in sorted(held_out)], source=f"{source}, held-out rows"),
+    )
+
+
+def run_offline(task: OfflineTask, config: OfflineConfig) -> OfflineResult:
+    """Trains `task` and saves the final model.
+
+    Raises:
+        ConfigError: If the output folder holds another run's checkpoint and `resume` is off.
+        ValueError: If a checkpoint to resume from does not fit.
+        FloatingPointError: If the gradient is not finite.
+    """
+    return _Loop(task, config).run()
+
+
+class _Loop:
+    def __init__(self, task: OfflineTask, config: OfflineConfig) -> None:
+        self._task = task
+        self._config = config
+        num_rows = len(task.lengths["train"])
+        self._micro_size = config.per_device_train_batch_size
+        batch_size = self._micro_size * config.gradient_accumulation_steps
+        self._total_steps = config.max_steps or math.ceil(
+            config.num_train_epochs * num_rows / batch_size
+        )
+        lengths = task.lengths["train"] if config.group_by_length else None
+        self._sampler = PromptSampler(num_rows, batch_size, config.seed, lengths=lengths)
+        self._optimizer = build_optimizer([task.model], config)
+        self._scheduler = build_scheduler(self._optimizer, config, self._total_steps)
+        self._num_tokens = 0
+
+    def run(self) -> OfflineResult:
+        config, task = self._config, self._task
+        first = self._resume()
+        metrics: dict[str, float] = {}
+        before: dict[str, float] = {}
+        after: dict[str, float] = {}
+        with RunLog(
+            config.output_dir,
+            algorithm=task.name,
+            total_steps=self._total_steps,
+            config=config.model_dump(mode="json", by_alias=True),
+        ) as log:
+            log.rewind(first if first else -1)
+            if first == 0:
+                before = self._evaluate()
+                if before:
+                    log.step(0, before)
+            for step in range(first + 1, self._total_steps + 1):
+                started = time.perf_counter()
+                metrics = self._train_step(step)
+                phases = {"train": time.perf_counter() - started}
+                if step == self._total_steps or (
+                    config.eval_steps is not None and step % config.eval_steps == 0
+                ):
+                    started = time.perf_counter()
+                    after = self._evaluate()
+                    phases["evaluate"] = time.perf_counter() - started
+                log.step(step, {**metrics, **after} if "evaluate" in phases else metrics, phases)
+                if step % config.save_steps == 0 or step == self._total_steps:
+                    self._save(step)
+            model_dir = save_pretrained(
+                task.model, task.tokenizer, config.output_dir / FINAL_FOLDER
+            )
+        return OfflineResult(
+            model_dir=model_dir,
+            num_steps=self._total_steps,
+            metrics=metrics,
+            eval_before=before,
+            eval_after=after or self._evaluate(),
+        )
+
+    def _train_step(self, step: int) -> dict[str, float]:
+        task, config = self._task, self._config
+        lengths, units = task.lengths["train"], task.units["train"]
+        rows = sorted(self._sampler.next_batch(), key=lambda row: lengths[row])
+        num_units = sum(units[row] for row in rows)
+        sums: dict[str, float] = {}
+        task.model.train()
+        for start in range(0, len(rows), self._micro_size):
+            found = task.forward("train", rows[start : start + self._micro_size])
+            (found.loss / num_units).backward()  # type: ignore[no-untyped-call]
+            _add(sums, {"loss": found.loss.item(), **found.metrics})
+        task.model.eval()  # type: ignore[no-untyped-call]
+        grad_norm = nn.utils.clip_grad_norm_(task.model.parameters(), config.max_grad_norm).item()
+        if not math.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"step {step}: the gradient is {grad_norm}; "
+                f"lower learning_rate (now {config.learning_rate}) or use dtype: float32"
+            )
+        learning_rate = float(self._optimizer.param_groups[0]["lr"])
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._num_tokens += sum(lengths[row] for row in rows)
+        return {
+            **{name: total / num_units for name, total in sums.items()},
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "num_tokens": float(self._num_tokens),
+            "epoch": self._sampler.epoch,
+        }
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, float]:
+        """Held-out means, under the names of the training metrics with "eval_" before them."""
+        task = self._task
+        lengths = task.lengths["eval"]
+        if not lengths:
+            return {}
+        rows = sorted(range(len(lengths)), key=lambda row: lengths[row])
+        size = self._config.per_device_eval_batch_size
+        sums: dict[str, float] = {}
+        for start in range(0, len(rows), size):
+            found = task.forward("eval", rows[start : start + size])
+            _add(sums, {"loss": found.loss.item(), **found.metrics})
+        num_units = sum(task.units["eval"])
+        return {f"eval_{name}": total / num_units for name, total in sums.items()}
+
+    def _resume(self) -> int:
+        """Loads what the configuration says to resume from, and gives the steps done."""
+        resume = self._config.resume
+        newest = latest_checkpoint(self._config.output_dir)
+        if resume is False and newest is not None:
+            raise ConfigError(
+                f"output_dir: {newest.parent} holds {newest.name} of another run; set resume: true "
+                "to go on from it, or choose another folder"
+            )
+        path = newest if resume is True else resume
+        if not isinstance(path, Path):
+            return 0
+        loaded = load_checkpoint(path, **self._parts())
+        self._sampler.load_state_dict(loaded.state["sampler"])
+        self._num_tokens = int(loaded.state["num_tokens"])
+        if loaded.step > self._total_steps:
+            raise ValueError(
+                f"resume: {path} has {loaded.step} steps, and this run {self._total_steps}; "
+                "raise max_steps or num_train_epochs"
+            )
+        return loaded.step
+
+    def _save(self, step: int) -> None:
+        save_checkpoint(
+            self._config.output_dir,
+            step,
+            **self._parts(),
+            state={"sampler": self._sampler.state_dict(), "num_tokens": self._num_tokens},
+            keep=self._config.save_total_limit,
+        )
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "modules": {"model": self._task.model},
+            "optimizers": {"optimizer": self._optimizer},
+            "schedulers": {"scheduler": self._scheduler},
+        }
+
+
+def _add(sums: dict[str, float], more: Mapping[str, float]) -> None:
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + value
