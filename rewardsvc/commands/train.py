@@ -8,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperCommand
 
@@ -83,7 +82,7 @@ def _command_class(algorithm: str) -> type[TyperCommand]:
     """A command whose help ends with the fields of its configuration, read when asked for."""
 
     class WithFields(TyperCommand):
-        def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        def format_help(self, ctx: Any, formatter: Any) -> None:
             super().format_help(ctx, formatter)
             typer.echo("\n Fields of the configuration\n")
             for line in _describe_fields(config_class(algorithm)):
