@@ -53,13 +53,19 @@ def _verb(algorithm: str) -> Callable[..., None]:
             result = run_algorithm(algorithm, loaded)
         except ConfigError as error:
             fail(str(error))
-        except (RuntimeError, OSError) as error:
-            if type(error) in (RuntimeError, OSError):
+        except Exception as error:
+            if not _speaks_for_itself(error):
                 raise
             fail(f"{type(error).__name__}: {error}", 1)
         typer.echo(str(result.model_dir))
 
     return run
+
+
+def _speaks_for_itself(error: Exception) -> bool:
+    """Whether an error needs no traceback: our own, and a loss that is not finite any more."""
+    ours = type(error).__module__.startswith("rewardsvc.")
+    return ours or isinstance(error, FloatingPointError)
 
 
 def config_class(algorithm: str) -> type[Any]:
