@@ -25,7 +25,7 @@ from rewardsvc.scoring import Sample
 from rewardsvc.scoring.build import BuildEnv
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "demo"))
-from service import running_service  # noqa: E402 - the demo's helper
+from service import running_service
 
 CONFIG = "scorers: {exact: {type: exact}}\n"
 SIZES = (1, 16, 256, 4096)
@@ -62,7 +62,12 @@ def _measure(client: RewardClient, size: int, rounds: int) -> list[dict[str, Any
     )
     extra = stats["over gRPC"].median_s - stats["in process"].median_s
     return [
-        row(name, found, samples=size, extra_us_per_sample=1e6 * extra / size)
+        row(
+            name,
+            found,
+            samples=size,
+            extra_us_per_sample=1e6 * extra / size if name == "over gRPC" else None,
+        )
         for name, found in stats.items()
     ]
 

@@ -31,11 +31,12 @@ from rewardsvc.policy_client.client.reward_function import (
     OnError,
     RewardFunction,
 )
-from rewardsvc.policy_client.client.scores import ItemScore, ScoreBatch, Verdict
+from rewardsvc.policy_client.client.scores import ItemScore, ScoreBatch
 from rewardsvc.policy_client.client.server_info import ScorerInfo, ScorerState, ServerInfo
 from rewardsvc.policy_client.client.settings import TlsConfig
 from rewardsvc.policy_client.client.sync import RewardClient
 from rewardsvc.policy_client.client.types import ScoreItem
+from rewardsvc.verdict import Verdict
 
 __all__ = [
     "AsyncRewardClient",

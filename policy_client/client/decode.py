@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from rewardsvc.errors import ItemError, ItemErrorCode
 from rewardsvc.policy_client.client.errors import ServerBug
-from rewardsvc.policy_client.client.scores import ItemScore, Verdict
+from rewardsvc.policy_client.client.scores import ItemScore
 from rewardsvc.v1 import reward_pb2 as pb
+from rewardsvc.verdict import Verdict
 
 _E = TypeVar("_E", bound=StrEnum)
 

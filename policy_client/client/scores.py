@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import overload
 
 import numpy as np
@@ -12,20 +11,7 @@ from numpy.typing import NDArray
 
 from rewardsvc.errors import ItemError
 from rewardsvc.policy_client.client.errors import ScoringFailed
-
-
-class Verdict(StrEnum):
-    """How a verifier judged an answer. Each of these is a reward, not an error."""
-
-    ACCEPTED = "accepted"
-    WRONG_ANSWER = "wrong_answer"
-    NO_ANSWER = "no_answer"
-    RUNTIME_ERROR = "runtime_error"
-    COMPILE_ERROR = "compile_error"
-    TIME_LIMIT = "time_limit"
-    MEMORY_LIMIT = "memory_limit"
-    OUTPUT_LIMIT = "output_limit"
-    PARTIAL = "partial"
+from rewardsvc.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -13,10 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TypeAlias
 
 from rewardsvc.errors import ItemError, ItemErrorCode, ItemFailure
+from rewardsvc.verdict import Verdict
+
+__all__ = ["JsonValue", "Message", "Sample", "Score", "Text", "Verdict", "as_text"]
 
 JsonValue: TypeAlias = (
     "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
@@ -94,20 +96,6 @@ def as_text(value: Text, name: str) -> str:
         ItemErrorCode.INVALID_SAMPLE,
         f"{name} is {len(value)} token ids, and this scorer reads text: send {name}_text",
     )
-
-
-class Verdict(StrEnum):
-    """How a verifier judged an answer. Each of these is a reward, not an error."""
-
-    ACCEPTED = "accepted"
-    WRONG_ANSWER = "wrong_answer"
-    NO_ANSWER = "no_answer"
-    RUNTIME_ERROR = "runtime_error"
-    COMPILE_ERROR = "compile_error"
-    TIME_LIMIT = "time_limit"
-    MEMORY_LIMIT = "memory_limit"
-    OUTPUT_LIMIT = "output_limit"
-    PARTIAL = "partial"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
