@@ -23,6 +23,8 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
+from rewardsvc.errors import ConfigError
+
 STATE_FILE = "state.json"
 FORMAT = 1
 
@@ -123,6 +125,22 @@ def latest_checkpoint(directory: Path) -> Path | None:
         if _is_whole(path):
             return path
     return None
+
+
+def checkpoint_to_resume(output_dir: Path, resume: bool | Path) -> Path | None:
+    """Where a run with this `resume` goes on; None if it starts from the beginning.
+
+    Raises:
+        ConfigError: If it is to start from the beginning in a folder that holds another run's
+            checkpoint: killed before its own first one, it would later resume that.
+    """
+    newest = latest_checkpoint(output_dir)
+    if resume is False and newest is not None:
+        raise ConfigError(
+            f"output_dir: {newest.parent} holds {newest.name} of another run; set resume: true "
+            "to go on from it, or choose another folder"
+        )
+    return newest if isinstance(resume, bool) else resume
 
 
 def load_checkpoint(

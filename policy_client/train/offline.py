@@ -22,9 +22,8 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rewardsvc.errors import ConfigError
 from rewardsvc.policy_client.train.checkpoint import (
-    latest_checkpoint,
+    checkpoint_to_resume,
     load_checkpoint,
     save_checkpoint,
 )
@@ -267,15 +266,8 @@ class _Loop:
 
     def _resume(self) -> int:
         """Loads what the configuration says to resume from, and gives the steps done."""
-        resume = self._config.resume
-        newest = latest_checkpoint(self._config.output_dir)
-        if resume is False and newest is not None:
-            raise ConfigError(
-                f"output_dir: {newest.parent} holds {newest.name} of another run; set resume: true "
-                "to go on from it, or choose another folder"
-            )
-        path = newest if resume is True else resume
-        if not isinstance(path, Path):
+        path = checkpoint_to_resume(self._config.output_dir, self._config.resume)
+        if path is None:
             return 0
         loaded = load_checkpoint(path, **self._parts())
         self._sampler.load_state_dict(loaded.state["sampler"])

@@ -37,7 +37,15 @@ from rewardsvc.policy_client.train.run_data import (
 
 __all__ = ["RunData", "RunLog", "SampleRow", "read_run"]
 
-HEADLINE_METRICS = ("reward", "loss", "accuracy", "eval_accuracy", "kl", "completions/mean_length")
+HEADLINE_METRICS = (
+    "reward",
+    "loss",
+    "accuracy",
+    "eval_accuracy",
+    "eval/sampled_accuracy",
+    "kl",
+    "completions/mean_length",
+)
 """Shown beside the progress bar, in this order, where a run has them."""
 
 

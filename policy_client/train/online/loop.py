@@ -28,7 +28,7 @@ from rewardsvc.policy_client.algorithms.kl_control import KlController
 from rewardsvc.policy_client.algorithms.masking import masked_sum
 from rewardsvc.policy_client.algorithms.presets import AlgorithmSpec
 from rewardsvc.policy_client.train.checkpoint import (
-    latest_checkpoint,
+    checkpoint_to_resume,
     load_checkpoint,
     save_checkpoint,
 )
@@ -330,9 +330,8 @@ class _Loop:
 
     def _resume(self) -> int:
         """Loads what the configuration says to resume from, and gives the steps done."""
-        resume = self._config.resume
-        path = latest_checkpoint(self._config.output_dir) if resume is True else resume
-        if not isinstance(path, Path):
+        path = checkpoint_to_resume(self._config.output_dir, self._config.resume)
+        if path is None:
             return 0
         loaded = load_checkpoint(path, **self._objects())
         state = loaded.state

@@ -126,7 +126,7 @@ class ServiceReward:
                 [example.prompt for example in request.examples],
                 list(request.completions),
                 answers=[example.answer for example in request.examples],
-                **_service_columns(request.examples),
+                **_service_columns(request),
             )
         except AWAY as error:
             raise UnavailableError(str(error)) from error
@@ -221,8 +221,12 @@ def _numbers(values: Sequence[float | None]) -> NDArray[np.float32]:
     return np.array([math.nan if value is None else float(value) for value in values], np.float32)
 
 
-def _service_columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
-    """Data columns that the service has fields for, and all others as metadata; no empty ones."""
+def _service_columns(request: RewardRequest) -> dict[str, list[Any]]:
+    """Data columns that the service has fields for, and all others as metadata; no empty ones.
+
+    Metadata tells the completion's length in tokens, which a scorer cannot see in text.
+    """
+    examples = request.examples
     fields = {"tests": "tests", "rubric": "rubrics"}
     columns: dict[str, list[Any]] = {
         keyword: [example.metadata.get(name) for example in examples]
@@ -230,7 +234,8 @@ def _service_columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
     }
     columns["metadata"] = [
         {name: value for name, value in example.metadata.items() if name not in fields}
-        for example in examples
+        | {"completion_length": len(ids)}
+        for example, ids in zip(examples, request.completion_ids, strict=True)
     ]
     return {keyword: column for keyword, column in columns.items() if any(column)}
 

@@ -152,15 +152,21 @@ def test_a_service_gets_answers_tests_rubrics_and_metadata() -> None:
             "answers": ["7", "7"],
             "tests": [[1], [1]],
             "rubrics": ["be kind", "be kind"],
-            "metadata": [{"level": 3}, {"level": 3}],
+            "metadata": [
+                {"level": 3, "completion_length": 1},
+                {"level": 3, "completion_length": 1},
+            ],
         }
     ]
 
 
-def test_a_service_without_columns_gets_none() -> None:
+def test_a_service_without_columns_gets_none_but_the_length_in_tokens() -> None:
     client = Client()
     ServiceReward(client, "rlvr").score(request_of("ab"))
-    assert client.calls == [{"scorer": "rlvr", "prompts": ["p"], "answers": [None]}]
+    metadata = [{"completion_length": 1}]
+    assert client.calls == [
+        {"scorer": "rlvr", "prompts": ["p"], "answers": [None], "metadata": metadata}
+    ]
 
 
 def test_a_service_with_too_few_values_is_refused() -> None:
