@@ -1,0 +1,1 @@
+"""Log-probs straight from hidden states and the head's weight."""

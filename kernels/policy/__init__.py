@@ -1,0 +1,1 @@
+"""The clipped policy loss over [B, T], in one pass."""

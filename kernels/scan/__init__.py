@@ -1,0 +1,1 @@
+"""Backward-in-time recurrences over [B, T]: discounted sums and advantages."""
