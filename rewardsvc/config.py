@@ -30,6 +30,7 @@ from rewardsvc.engine.host import EngineSettings
 from rewardsvc.errors import ConfigError
 from rewardsvc.scorers import scorer_class, scorer_types
 from rewardsvc.scoring.config import ScorerConfigBase
+from rewardsvc.verifiers.sandbox import Isolation
 
 MIB = 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -106,10 +107,29 @@ class ServerSettings(_Section):
         return value
 
 
+class SandboxSettings(_Section):
+    """SandboxService.RunCode. `code` scorers have sandboxes of their own and do not need this."""
+
+    enabled: bool = Field(False, description="Whether callers may run programs here.")
+    num_slots: int | None = Field(
+        None, ge=1, le=1024, description="Programs at a time; None: one a core, at least two."
+    )
+    isolation: Isolation = Field(
+        Isolation.FULL, description="What must stand before untrusted code runs."
+    )
+    max_queue: int = Field(256, ge=1, description="Programs that may wait or run; then refused.")
+    max_cpu_time_ms: int = Field(60_000, ge=1)
+    max_wall_time_ms: int = Field(300_000, ge=1)
+    max_memory_mib: int = Field(2048, ge=16)
+    max_output_bytes: int = Field(16 * MIB, ge=1)
+    max_num_processes: int = Field(256, ge=1)
+
+
 class ServiceConfig(_Section):
     """The whole file."""
 
     server: ServerSettings = ServerSettings()
+    sandbox: SandboxSettings = SandboxSettings()
     engine: EngineSettings = EngineSettings()
     scorers: dict[str, ScorerConfigBase]
 

@@ -7,7 +7,6 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 import rewardsvc
@@ -24,13 +23,16 @@ PACKAGES = (
     "pydantic",
 )
 
+TYPICAL_VOCAB = 32_000
+"""The choice of a kernel depends on the vocabulary's size."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One line of the doctor's report.
 
     Attributes:
-        area: "machine", "device", "kernels", "sandbox" or "package".
+        area: "machine", "package", "device", "kernels", "sandbox" or "language".
         name: What was looked at.
         ok: Whether it is there.
         detail: What was found, or what is lost without it.
@@ -128,28 +130,31 @@ def _devices() -> list[Finding]:
 def _kernels() -> list[Finding]:
     import torch
 
-    cuda = torch.cuda.is_available()
-    try:
-        triton = import_module("triton")
-    except ImportError:
-        detail = "triton is not installed; log-probs use plain torch"
-        return [Finding(area="kernels", name="triton", ok=False, detail=detail)]
-    use = "used on CUDA tensors" if cuda else "installed; idle, as it needs a GPU"
-    return [Finding(area="kernels", name="triton", ok=cuda, detail=f"{triton.__version__}, {use}")]
+    from rewardsvc.kernels.dispatch import choose_backend
+
+    findings = []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        backend = choose_backend(torch.zeros(1, device=device), TYPICAL_VOCAB)
+        findings.append(
+            Finding(area="kernels", name=device, ok=True, detail=f"log-probs use {backend}")
+        )
+    return findings
 
 
 def _sandbox() -> list[Finding]:
-    try:
-        probe = import_module("rewardsvc.verifiers.sandbox").probe
-    except (ImportError, AttributeError):
-        detail = "untrusted code is not run by this version"
-        return [Finding(area="sandbox", name="sandbox", ok=False, detail=detail)]
-    return [
+    from rewardsvc.verifiers.sandbox import probe, report_languages
+
+    layers = [
         Finding(
             area="sandbox",
-            name=layer.name,
-            ok=layer.available,
-            detail=layer.detail if layer.available else f"{layer.detail}; lost: {layer.lost}",
+            name=report.layer.value,
+            ok=report.available,
+            detail=report.detail if report.available else f"{report.detail}; lost: {report.lost}",
         )
-        for layer in probe()
+        for report in probe()
     ]
+    languages = [
+        Finding(area="language", name=row.name, ok=row.available, detail=row.detail)
+        for row in report_languages()
+    ]
+    return layers + languages

@@ -30,11 +30,20 @@ from rewardsvc.servicers.auth import ApiKeys
 from rewardsvc.servicers.gate import Gate
 from rewardsvc.servicers.lenient import LenientParsing
 from rewardsvc.servicers.reward import RewardServicer
-from rewardsvc.v1 import admin_pb2, admin_pb2_grpc, reward_pb2, reward_pb2_grpc
+from rewardsvc.servicers.sandbox import SandboxServicer
+from rewardsvc.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    reward_pb2,
+    reward_pb2_grpc,
+    sandbox_pb2,
+    sandbox_pb2_grpc,
+)
 
 log = logging.getLogger(__name__)
 
 REWARD = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
+SANDBOX = sandbox_pb2.DESCRIPTOR.services_by_name["SandboxService"].full_name
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 STOP_GRACE_S = 1.0
 """For calls that outlive the drain timeout: how long cancellation may take."""
@@ -71,6 +80,7 @@ class Server:
         self.engine = EngineHost(config.engine, self.metrics)
         self.registry = Registry(self.engine, base_dir, self.metrics)
         self.metrics.watch_calls(lambda: self.gate.num_calls)
+        self._sandbox = SandboxServicer(config.sandbox, config.server, self.gate)
         self._health = health.aio.HealthServicer()
         self._grpc = _grpc_server(self._settings)
         self._add_services()
@@ -142,6 +152,7 @@ class Server:
                 self._settings.drain_timeout_s,
             )
         await self._grpc.stop(STOP_GRACE_S)
+        await self._sandbox.close()
         await self.registry.close()
         await self.engine.close()
         if self._metrics_server is not None:
@@ -151,6 +162,7 @@ class Server:
 
     async def _load(self) -> None:
         scorers = self._config.scorers
+        await self._sandbox.start()
         await self.registry.load_all({name: scorers[name] for name in build_order(scorers)})
         self.gate.open()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
@@ -165,12 +177,18 @@ class Server:
         reward_pb2_grpc.add_RewardServiceServicer_to_server(
             RewardServicer(self.registry, self._settings, self.gate), self._grpc
         )
+        sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(self._sandbox, self._grpc)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             AdminServicer(self.registry, self.gate, allow_code=self._settings.admin.allow_code),
             self._grpc,
         )
         if self._settings.reflection:
-            names = (REWARD, ADMIN, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+            names = (
+                REWARD,
+                SANDBOX,
+                ADMIN,
+                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+            )
             reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._grpc)
 
 

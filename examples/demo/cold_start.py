@@ -10,7 +10,7 @@ from rewardsvc.policy_client.train.config_base import load_config
 from rewardsvc.policy_client.train.data.characters import character_tokenizer
 from rewardsvc.policy_client.train.sft import SftConfig, run_sft
 
-NUM_TRAIN = 50_000
+NUM_TRAIN = 40_000
 NUM_TEST = 1000
 QUICK_OVERRIDES = ("max_steps=4", "per_device_train_batch_size=16", "config.num_hidden_layers=1")
 

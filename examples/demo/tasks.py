@@ -112,18 +112,14 @@ def is_held_out(row: dict[str, Any]) -> bool:
 
 
 def write_data(task: Task, folder: Path, *, seed: int, num_train: int, num_test: int) -> None:
-    """Writes `train.jsonl` and `test.jsonl`: no problem in both, no prompt twice in `test`."""
+    """Writes `train.jsonl` and `test.jsonl`, drawn alike, with no problem in both."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"{task.name} train {seed}")
     train = _rows(task, rng, held_out=False)
     (folder / "train.jsonl").write_text(_lines(next(train) for _ in range(num_train)))
     # The held-out rows are the same for every seed, so that seeds can be compared.
-    unique: dict[str, dict[str, Any]] = {}
-    for row in _rows(task, random.Random(f"{task.name} test"), held_out=True):
-        unique.setdefault(row["prompt"], row)
-        if len(unique) == num_test:
-            break
-    (folder / "test.jsonl").write_text(_lines(unique.values()))
+    test = _rows(task, random.Random(f"{task.name} test"), held_out=True)
+    (folder / "test.jsonl").write_text(_lines(next(test) for _ in range(num_test)))
 
 
 def _rows(task: Task, rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:

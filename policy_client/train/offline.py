@@ -65,7 +65,9 @@ class OfflineConfig(TrainConfigBase):
         default=1024, ge=2, description="Tokens of prompt and completion together."
     )
     group_by_length: bool = Field(
-        default=True, description="Put rows of similar length into one batch: less padding."
+        default=False,
+        description="Put rows of similar length into one batch: less padding, but batches that are "
+        "less alike the data, which can cost more than it saves.",
     )
     eval_steps: int | None = Field(
         default=None,

@@ -1,11 +1,14 @@
 """`python`: a function of the operator's as a scorer.
 
-    # rewards.py, beside the configuration
-    def brevity(sample):
-        return 1.0 / (1 + len(sample.completion_text))
+```python
+# rewards.py, beside the configuration
+def brevity(sample):
+    return 1.0 / (1 + len(sample.completion_text))
+```
 
-    # in the configuration
-    brief: {type: python, function: "rewards.py:brevity"}
+```yaml
+brief: {type: python, function: "rewards.py:brevity"}
+```
 """
 
 from __future__ import annotations

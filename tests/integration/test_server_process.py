@@ -165,7 +165,7 @@ def test_doctor_tells_what_is_here() -> None:
     assert done.returncode == 0, done.stderr
     findings = json.loads(done.stdout)
     areas = {finding["area"] for finding in findings}
-    assert areas == {"machine", "package", "device", "kernels", "sandbox"}
+    assert areas == {"machine", "package", "device", "kernels", "sandbox", "language"}
     cpu = next(f for f in findings if f["name"] == "cpu")
     assert cpu["ok"]
 
