@@ -122,6 +122,7 @@ def main() -> None:
 def service_config(reward_model: Path, policy: Path) -> dict[str, Any]:
     """Reward model, reference policy, and the true quality, which has weight 0: it is shown."""
     return {
+        "engine": {"max_batch_tokens": 4096},
         "scorers": {
             "proxy": {"type": "orm", "model": str(reward_model.resolve()), "input": "text"},
             "true_quality": {
