@@ -101,7 +101,8 @@ def _type(annotation: Any) -> str:
     if origin is not None and hasattr(annotation, "__metadata__"):
         return _type(get_args(annotation)[0])
     if origin is dict:
-        return "name: number"
+        values = get_args(annotation)[1]
+        return "mapping" if values is Any else f"mapping to {_type(values)}"
     if origin in (list, tuple):
         inner = {_type(a) for a in get_args(annotation) if a is not Ellipsis}
         return f"list of {' or '.join(sorted(inner))}"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from rewardsvc.verifiers.json_format import json_problem
 from rewardsvc.verifiers.math.boxes import find_boxes
+from rewardsvc.verifiers.safe_regex import MAX_REGEX_CHARS, PatternTimeoutError, SafePattern
 from rewardsvc.verifiers.text import THINK_CLOSE, THINK_OPEN, after_thinking
-from rewardsvc.verifiers.types import Verdict
-
-MAX_REGEX_CHARS = 100_000
-"""A longer completion does not match any pattern of the user's."""
+from rewardsvc.verifiers.types import ErrorKind, Verdict
 
 
 class Preset(StrEnum):
@@ -36,8 +33,8 @@ class Format:
     Attributes:
         preset: A shape that is known here.
         pattern: A regular expression that the whole completion must match; "." matches newlines.
-            The pattern is trusted, the text is not: one that backtracks, such as `(a+)+b`, can be
-            made to run for ever by a completion. Text over `MAX_REGEX_CHARS` is not tried.
+            The pattern is trusted, the text is not: each search has a time limit, and text over
+            `MAX_REGEX_CHARS` is not tried.
         think_opened_by_prompt: For THINK: the chat template ends the prompt with `<think>`, so the
             completion must not repeat it.
 
@@ -48,7 +45,7 @@ class Format:
     preset: Preset | None = None
     pattern: str | None = None
     think_opened_by_prompt: bool = False
-    _compiled: re.Pattern[str] | None = field(init=False, repr=False, compare=False, default=None)
+    _compiled: SafePattern | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         if (self.preset is None) == (self.pattern is None):
@@ -56,17 +53,19 @@ class Format:
                 f"preset={self.preset!r}, pattern={self.pattern!r}: give one of the two"
             )
         if self.pattern is not None:
-            try:
-                compiled = re.compile(self.pattern, re.DOTALL)
-            except re.error as error:
-                raise ValueError(
-                    f"pattern is {self.pattern!r}, not a regular expression: {error}"
-                ) from error
-            object.__setattr__(self, "_compiled", compiled)
+            object.__setattr__(self, "_compiled", SafePattern(self.pattern))
 
     def verify(self, completion: str) -> Verdict:
-        """ACCEPTED if the completion has the shape, else WRONG_ANSWER and what is amiss."""
-        problem = self._problem(completion)
+        """Whether the completion has the shape.
+
+        Returns:
+            ACCEPTED, or WRONG_ANSWER and what is amiss; VERIFIER_TIMEOUT without a reward if the
+            pattern had to be stopped.
+        """
+        try:
+            problem = self._problem(completion)
+        except PatternTimeoutError as error:
+            return Verdict.failed(ErrorKind.VERIFIER_TIMEOUT, str(error))
         return Verdict.rejected(problem) if problem else Verdict.accepted("the format is right")
 
     def _problem(self, completion: str) -> str:

@@ -131,7 +131,7 @@ def service_config(reward_model: Path, policy: Path) -> dict[str, Any]:
             },
             "reward": {"type": "sum", "of": {"proxy": 1.0, "true_quality": 0.0}},
             "reference": {"type": "causal_lm", "model": str(policy.resolve())},
-        }
+        },
     }
 
 

@@ -79,7 +79,7 @@ class _RewardFunctionBase:
         arguments = dict(self._arguments)
         found = next((name for name in self._answer_columns if name in present), None)
         if found is not None:
-            arguments["answers"] = [_answer_text(value) for value in present.pop(found)]
+            arguments["answers"] = [answer_text(value) for value in present.pop(found)]
         elif self._answer_required:
             raise ValueError(
                 f"answer_column: none of {list(self._answer_columns)} is in the data set, whose "
@@ -226,7 +226,7 @@ class AsyncRewardFunction(_RewardFunctionBase):
         await self._client.close()
 
 
-def _answer_text(value: Any) -> str | None:
+def answer_text(value: Any) -> str | None:
     """A reference answer as text: data sets hold numbers and lists of answers too."""
     if value is None or isinstance(value, str):
         return value

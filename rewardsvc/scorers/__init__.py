@@ -19,14 +19,22 @@ BUILTIN: dict[str, str] = {
     "causal_lm": "rewardsvc.scorers.causal_lm:CausalLm",
     # verifiers
     "math": "rewardsvc.scorers.math:Math",
+    "code": "rewardsvc.scorers.code:Code",
     "format": "rewardsvc.scorers.format:Format",
     "countdown": "rewardsvc.scorers.countdown:Countdown",
     "exact": "rewardsvc.scorers.exact:Exact",
+    "regex": "rewardsvc.scorers.regex_match:Regex",
+    "multiple_choice": "rewardsvc.scorers.multiple_choice:MultipleChoice",
+    "json_schema": "rewardsvc.scorers.json_schema:JsonSchema",
+    "instructions": "rewardsvc.scorers.instructions:Instructions",
+    "language": "rewardsvc.scorers.language:Language",
+    "verifier": "rewardsvc.scorers.verifier:Verifier",
     "python": "rewardsvc.scorers.python_function:PythonFunction",
     # shapes of the text
     "overlong": "rewardsvc.scorers.overlong:Overlong",
     "repetition": "rewardsvc.scorers.repetition:Repetition",
     "length_penalty": "rewardsvc.scorers.length_penalty:LengthPenalty",
+    "cosine_length": "rewardsvc.scorers.cosine_length:CosineLength",
     # combinators
     "sum": "rewardsvc.scoring.combinators.sum:Sum",
     "product": "rewardsvc.scoring.combinators.product:Product",

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from rewardsvc.scorers._verdicts import score_of
+from rewardsvc.scorers._judged import JudgedScorer
 from rewardsvc.scoring.build import BuildEnv
 from rewardsvc.scoring.config import ScorerConfigBase
-from rewardsvc.scoring.scorer import Scorer, score_each
-from rewardsvc.scoring.types import Sample, Score
 from rewardsvc.verifiers.format import Format as FormatVerifier
 from rewardsvc.verifiers.format import Preset
+from rewardsvc.verifiers.safe_regex import SafePattern
 
 
 class FormatConfig(ScorerConfigBase):
@@ -22,8 +19,8 @@ class FormatConfig(ScorerConfigBase):
 
     Attributes:
         preset: See `rewardsvc.verifiers.format.Preset`.
-        pattern: A regular expression that the whole completion must match. Write one that does not
-            backtrack: completions are hostile, and nothing stops a search once it has begun.
+        pattern: A regular expression that the whole completion must match; "." matches newlines.
+            Each search has a time limit, and a completion that reaches it has no reward.
         think_opened_by_prompt: For preset think: the chat template already wrote `<think>`.
     """
 
@@ -36,10 +33,7 @@ class FormatConfig(ScorerConfigBase):
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
         if pattern is not None:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+            SafePattern(pattern)
         return pattern
 
     @model_validator(mode="after")
@@ -49,18 +43,15 @@ class FormatConfig(ScorerConfigBase):
         return self
 
 
-class Format(Scorer):
+class Format(JudgedScorer):
     """1.0 for the right shape, else 0.0 and what is amiss."""
 
     Config = FormatConfig
 
     def __init__(self, config: FormatConfig, env: BuildEnv) -> None:
-        self._verifier = FormatVerifier(
+        verifier = FormatVerifier(
             preset=config.preset,
             pattern=config.pattern,
             think_opened_by_prompt=config.think_opened_by_prompt,
         )
-
-    async def score(self, samples: Sequence[Sample]) -> list[Score]:
-        """Checks each completion."""
-        return score_each(samples, lambda s: score_of(self._verifier.verify(s.completion_text)))
+        super().__init__(verifier, env)

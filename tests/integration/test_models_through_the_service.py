@@ -1,11 +1,13 @@
 """Models behind a real server, asked by the real client: scores are what transformers computes."""
 
+import asyncio
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tiny_models
@@ -14,6 +16,7 @@ import transformers
 
 from rewardsvc.policy_client import AsyncRewardClient, ItemErrorCode, ScorerUnusable
 from rewardsvc.v1 import admin_pb2
+from rewardsvc.v1 import reward_pb2 as pb
 
 TOLERANCE = 1e-5
 FAMILIES = ("bert", "llama", "qwen2", "mistral")
@@ -195,3 +198,40 @@ scorers: {{orm: {{type: orm, model: {folder}}}}}
     np.testing.assert_allclose(
         after.values, plain_scores(folder, PROMPTS, COMPLETIONS), atol=TOLERANCE
     )
+
+
+async def test_a_full_queue_refuses_with_a_delay_and_the_client_waits_it_out(
+    connect: Connect, tmp_path: Path
+) -> None:
+    folder = tiny_models.write_reward_model(tmp_path / "orm", "llama")
+    server = await connect(
+        f"""
+server: {{port: 0}}
+engine: {{max_queue_items: 8, num_torch_threads: 1}}
+scorers: {{orm: {{type: orm, model: {folder}}}}}
+"""
+    )
+    samples = [pb.Sample(completion_text="abc")] * 4
+    request = pb.ScoreRequest(scorer="orm", samples=samples)
+    calls = [server.reward.Score(request) for _ in range(40)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [o for o in outcomes if isinstance(o, grpc.aio.AioRpcError)]
+    assert 0 < len(refused) < 40
+    for error in refused:
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "engine.max_queue_items" in (error.details() or "")
+        delays = [int(v) for k, v in error.trailing_metadata() if k == "retry-delay-ms"]
+        assert len(delays) == 1
+        assert delays[0] > 0
+    async with client_of(server) as client:
+        batches = await asyncio.gather(*(client.score("orm", [""], ["abc"]) for _ in range(40)))
+    assert all(batch.mask.all() for batch in batches)
+
+    metrics = server.server.metrics.registry
+    labels = {"model": "orm"}
+    assert metrics.get_sample_value("rewardsvc_batch_items_sum", labels) >= 40
+    assert metrics.get_sample_value("rewardsvc_forward_seconds_count", labels) >= 1
+    assert metrics.get_sample_value("rewardsvc_queue_items", labels) == 0
+    assert metrics.get_sample_value(
+        "rewardsvc_refused_calls_total", {"scorer": "orm", "status": "RESOURCE_EXHAUSTED"}
+    ) >= len(refused)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rewardsvc.verifiers import Format
-from rewardsvc.verifiers.format import MAX_REGEX_CHARS, Preset
+from rewardsvc.verifiers.format import Preset
+from rewardsvc.verifiers.safe_regex import MAX_REGEX_CHARS
 
 
 @pytest.mark.parametrize(
