@@ -25,9 +25,10 @@ from rewardsvc.engine.host import EngineHost
 from rewardsvc.errors import ConfigError
 from rewardsvc.metrics import Metrics
 from rewardsvc.scoring.registry import Registry
+from rewardsvc.scoring.slot import State
 from rewardsvc.servicers.admin import AdminServicer
 from rewardsvc.servicers.auth import ApiKeys
-from rewardsvc.servicers.gate import Gate
+from rewardsvc.servicers.gate import Gate, Phase
 from rewardsvc.servicers.lenient import LenientParsing
 from rewardsvc.servicers.reward import RewardServicer
 from rewardsvc.servicers.sandbox import SandboxServicer
@@ -165,8 +166,19 @@ class Server:
         await self._sandbox.start()
         await self.registry.load_all({name: scorers[name] for name in build_order(scorers)})
         self.gate.open()
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        log.info("serving %d scorers", len(scorers))
+        num_ready = await self._update_health()
+        if num_ready:
+            log.info("serving %d scorers", num_ready)
+        else:
+            log.error("no scorer could be loaded; the health service stays NOT_SERVING")
+
+    async def _update_health(self) -> int:
+        """SERVING if any scorer is ready and the server takes work; how many are ready."""
+        num_ready = sum(info.state is State.READY for info in self.registry.infos())
+        serving = num_ready > 0 and self.gate.phase is Phase.SERVING
+        status = health_pb2.HealthCheckResponse
+        await self._set_health(status.SERVING if serving else status.NOT_SERVING)
+        return num_ready
 
     async def _set_health(self, status: Any) -> None:
         for service in ("", REWARD):
@@ -179,7 +191,12 @@ class Server:
         )
         sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(self._sandbox, self._grpc)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
-            AdminServicer(self.registry, self.gate, allow_code=self._settings.admin.allow_code),
+            AdminServicer(
+                self.registry,
+                self.gate,
+                allow_code=self._settings.admin.allow_code,
+                changed=self._update_health,
+            ),
             self._grpc,
         )
         if self._settings.reflection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from rewardsvc.config import check_name, parse_scorers
@@ -18,10 +19,26 @@ from rewardsvc.v1 import admin_pb2_grpc
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     """Answers AdminService. Whether a caller may is decided before, by `ApiKeys`."""
 
-    def __init__(self, registry: Registry, gate: Gate, *, allow_code: bool) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        gate: Gate,
+        *,
+        allow_code: bool,
+        changed: Callable[[], Awaitable[object]],
+    ) -> None:
+        """Takes what it operates.
+
+        Args:
+            registry: The scorers.
+            gate: Whether the server takes work.
+            allow_code: Whether callers may load scorers that run code of their choice.
+            changed: Awaited after every change of the scorers.
+        """
         self._registry = registry
         self._gate = gate
         self._allow_code = allow_code
+        self._changed = changed
 
     async def ListScorers(  # noqa: N802
         self, request: pb.ListScorersRequest, context: Any
@@ -48,6 +65,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                         "choice; the operator can set server.admin.allow_code"
                     )
             info = await self._registry.load(name, configs)
+            await self._changed()
             return pb.LoadScorerResponse(scorer=info_to_proto(info))
         raise AssertionError("abort raises")
 
@@ -58,6 +76,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         async with statuses(context):
             self._gate.check()
             info = await self._registry.reload(request.name)
+            await self._changed()
             return pb.ReloadScorerResponse(scorer=info_to_proto(info))
         raise AssertionError("abort raises")
 
@@ -68,5 +87,6 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         async with statuses(context):
             self._gate.check()
             await self._registry.unload(request.name)
+            await self._changed()
             return pb.UnloadScorerResponse()
         raise AssertionError("abort raises")

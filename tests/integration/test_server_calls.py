@@ -5,6 +5,7 @@ import json
 import math
 import urllib.request
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -355,6 +356,28 @@ async def test_admin_loads_reloads_and_unloads(connect: Connect) -> None:
     taken = admin_pb2.LoadScorerRequest(name="exact", config_json='{"type": "exact"}')
     code, said = await status_of(server.admin.LoadScorer(taken))
     assert code is grpc.StatusCode.ALREADY_EXISTS
+
+
+async def test_a_server_without_a_working_scorer_is_not_healthy_until_one_is_repaired(
+    connect: Connect, tmp_path: Path
+) -> None:
+    server = await connect(
+        """
+server: {port: 0, admin: {enabled: true}}
+scorers: {late: {type: python, function: "late.py:f"}}
+"""
+    )
+    health: Any = health_pb2_grpc.HealthStub(server.channel)
+
+    async def status() -> Any:
+        return (await health.Check(health_pb2.HealthCheckRequest())).status
+
+    assert await status() == health_pb2.HealthCheckResponse.NOT_SERVING
+    (tmp_path / "late.py").write_text("def f(sample):\n    return 1.0\n", encoding="utf-8")
+    await server.admin.ReloadScorer(admin_pb2.ReloadScorerRequest(name="late"))
+    assert await status() == health_pb2.HealthCheckResponse.SERVING
+    await server.admin.UnloadScorer(admin_pb2.UnloadScorerRequest(name="late"))
+    assert await status() == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def test_keys_are_asked_of_everybody_but_health_checks(
