@@ -78,7 +78,12 @@ STATUS_OF: dict[type[ServiceError], str] = {
     UnauthenticatedError: "UNAUTHENTICATED",
     NotAllowedError: "PERMISSION_DENIED",
 }
-"""Name of the `grpc.StatusCode` of each call error. Anything else is a bug: INTERNAL."""
+"""Name of the `grpc.StatusCode` of each call error; subclasses have that of their base."""
+
+
+def status_of(error: BaseException) -> str:
+    """The name of the `grpc.StatusCode` that `error` ends a call with. A bug is INTERNAL."""
+    return next((STATUS_OF[cls] for cls in type(error).__mro__ if cls in STATUS_OF), "INTERNAL")
 
 
 class ItemErrorCode(StrEnum):

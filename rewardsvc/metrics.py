@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 import rewardsvc
 from rewardsvc.engine.observe import BatchReport
-from rewardsvc.errors import STATUS_OF, ServiceError
+from rewardsvc.errors import status_of
 from rewardsvc.scoring.types import Score
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -122,8 +122,7 @@ class Metrics:
 
     def refused(self, scorer: str, error: Exception) -> None:
         """A call to a scorer ended with an error."""
-        status = STATUS_OF[type(error)] if isinstance(error, ServiceError) else "INTERNAL"
-        self._refusals.labels(scorer, status).inc()
+        self._refusals.labels(scorer, status_of(error)).inc()
 
     def watch_calls(self, count: Callable[[], int]) -> None:
         """Reads the number of RPCs in flight from `count` whenever it is scraped."""

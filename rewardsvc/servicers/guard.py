@@ -14,11 +14,11 @@ from typing import Any
 import grpc
 
 from rewardsvc.errors import (
-    STATUS_OF,
     DeadlinePassedError,
     InvalidRequestError,
     QueueFullError,
     ServiceError,
+    status_of,
 )
 from rewardsvc.scoring.context import CallContext, call_context
 
@@ -41,7 +41,7 @@ async def statuses(context: Any) -> AsyncIterator[None]:
     except ServiceError as error:
         if isinstance(error, QueueFullError):
             context.set_trailing_metadata(((RETRY_DELAY_KEY, str(error.retry_delay_ms)),))
-        await context.abort(getattr(grpc.StatusCode, STATUS_OF[type(error)]), str(error))
+        await context.abort(getattr(grpc.StatusCode, status_of(error)), str(error))
     except (grpc.aio.AbortError, asyncio.CancelledError):
         raise
     except Exception:

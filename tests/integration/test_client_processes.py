@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from child_process import call_in_child
 from fake_reward_service import Script, start
 
 from rewardsvc.policy_client import AsyncRewardClient, RetryPolicy, RewardClient
@@ -117,13 +118,9 @@ def address() -> Iterator[str]:
     server.stop(0).wait()
 
 
-def _call_in_child(function: Callable[..., Any], answers: Any) -> None:
-    answers.send(function(prompts=["p", "p"], completions=["3", "bad"]))
-
-
 def _answer_of_child(context: Any, function: RewardFunction) -> Any:
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_call_in_child, args=(function, sender))
+    child = context.Process(target=call_in_child, args=(function, sender))
     child.start()
     try:
         assert receiver.poll(60), "the child did not answer"

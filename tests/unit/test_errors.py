@@ -4,7 +4,7 @@ import grpc
 
 from rewardsvc import errors
 from rewardsvc.convert import ERROR_CODES, STATES, VERDICTS
-from rewardsvc.errors import STATUS_OF, ItemErrorCode, ServiceError
+from rewardsvc.errors import STATUS_OF, ItemErrorCode, ServiceError, status_of
 from rewardsvc.scoring.slot import State
 from rewardsvc.scoring.types import Verdict
 from rewardsvc.v1 import reward_pb2 as pb
@@ -16,7 +16,19 @@ def all_subclasses(cls: type) -> set[type]:
 
 
 def test_every_domain_error_has_a_status() -> None:
-    assert all_subclasses(ServiceError) == set(STATUS_OF)
+    ours = {cls for cls in all_subclasses(ServiceError) if cls.__module__ == errors.__name__}
+    assert ours == set(STATUS_OF)
+
+
+def test_a_more_special_error_has_the_status_of_its_base() -> None:
+    class BadColumnError(errors.ConfigError):
+        pass
+
+    assert status_of(BadColumnError("x")) == "INVALID_ARGUMENT"
+    assert status_of(errors.QueueFullError("x", retry_delay_ms=1)) == "RESOURCE_EXHAUSTED"
+    assert status_of(RuntimeError("x")) == "INTERNAL"
+    for cls in all_subclasses(ServiceError):
+        assert any(base in STATUS_OF for base in cls.__mro__)
 
 
 def test_every_status_exists_in_grpc() -> None:
