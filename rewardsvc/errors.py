@@ -103,6 +103,7 @@ class ItemErrorCode(StrEnum):
     UNAVAILABLE = "unavailable"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     INTERNAL = "internal"
+    SCORER_UNUSABLE = "scorer_unusable"
 
 
 @dataclass(frozen=True, slots=True)

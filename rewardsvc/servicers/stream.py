@@ -18,6 +18,7 @@ from rewardsvc.errors import (
     ItemErrorCode,
     NotServingError,
     QueueFullError,
+    ScorerUnusableError,
     ServiceError,
     UnknownScorerError,
 )
@@ -30,6 +31,8 @@ from rewardsvc.v1 import reward_pb2 as pb
 
 ITEM_CODE_OF: dict[type[ServiceError], tuple[ItemErrorCode, bool]] = {
     UnknownScorerError: (ItemErrorCode.UNKNOWN_SCORER, False),
+    ScorerUnusableError: (ItemErrorCode.SCORER_UNUSABLE, False),
+    InvalidRequestError: (ItemErrorCode.INVALID_SAMPLE, False),
     QueueFullError: (ItemErrorCode.QUEUE_FULL, True),
     NotServingError: (ItemErrorCode.UNAVAILABLE, True),
     DeadlinePassedError: (ItemErrorCode.DEADLINE_EXCEEDED, True),
@@ -153,7 +156,8 @@ class ScoreStreamSession:
                 batch = await score_messages(slot, request.samples, bad)
             answer: Any = pb.ScoreStreamResponse(ids=ids, batch=batch)
         except ServiceError as error:
-            code, retryable = ITEM_CODE_OF.get(type(error), (ItemErrorCode.UNAVAILABLE, False))
+            found = (ITEM_CODE_OF[cls] for cls in type(error).__mro__ if cls in ITEM_CODE_OF)
+            code, retryable = next(found, (ItemErrorCode.INTERNAL, False))
             score = Score.failed(code, str(error), retryable=retryable)
             answer = pb.ScoreStreamResponse(ids=ids, batch=batch_to_proto([score] * len(ids), ""))
         except Exception as error:

@@ -98,6 +98,8 @@ class _ItemErrorCodeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     ITEM_ERROR_CODE_DEADLINE_EXCEEDED: _ItemErrorCode.ValueType  # 13
     ITEM_ERROR_CODE_INTERNAL: _ItemErrorCode.ValueType  # 14
     """A bug of the server; details are in its log."""
+    ITEM_ERROR_CODE_SCORER_UNUSABLE: _ItemErrorCode.ValueType  # 15
+    """ScoreStream only: the scorer failed to load."""
 
 class ItemErrorCode(_ItemErrorCode, metaclass=_ItemErrorCodeEnumTypeWrapper): ...
 
@@ -127,6 +129,8 @@ ITEM_ERROR_CODE_UNAVAILABLE: ItemErrorCode.ValueType  # 12
 ITEM_ERROR_CODE_DEADLINE_EXCEEDED: ItemErrorCode.ValueType  # 13
 ITEM_ERROR_CODE_INTERNAL: ItemErrorCode.ValueType  # 14
 """A bug of the server; details are in its log."""
+ITEM_ERROR_CODE_SCORER_UNUSABLE: ItemErrorCode.ValueType  # 15
+"""ScoreStream only: the scorer failed to load."""
 global___ItemErrorCode = ItemErrorCode
 
 class _ScorerState:

@@ -273,6 +273,22 @@ async def test_a_streams_bad_message_harms_no_other(connect: Connect) -> None:
     assert math.isnan(got["a"][0])
 
 
+async def test_a_streams_broken_scorer_is_an_error_that_no_retry_mends(connect: Connect) -> None:
+    server = await connect(
+        """
+server: {port: 0}
+scorers:
+  exact: {type: exact}
+  gone: {type: python, function: "nowhere.py:f"}
+"""
+    )
+    ((_, value, detail),) = [a async for a in stream(server, [request("gone", ("a", "x"))])]
+    assert math.isnan(value)
+    assert detail.error.code == pb.ITEM_ERROR_CODE_SCORER_UNUSABLE
+    assert not detail.error.retryable
+    assert "nowhere.py" in detail.error.message
+
+
 @pytest.mark.parametrize(
     "requests",
     [
