@@ -48,8 +48,11 @@ format: $(VENV)/.installed  ## Format the code
 proto: .venv-proto/.installed  ## Regenerate rewardsvc/v1 from proto/
 	scripts/gen_proto.sh
 
-bench: $(VENV)/.installed  ## Run the benchmarks, one after another
-	for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+bench: $(VENV)/.installed  ## Run the benchmarks, one after another; those for a GPU where there is one
+	for script in benchmarks/bench_*.py; do \
+	  case $$script in *_gpu.py) command -v nvidia-smi >/dev/null || continue;; esac; \
+	  echo "== $$script"; $(PY) $$script || exit 1; \
+	done
 
 clean:  ## Remove environments, caches and runs
 	rm -rf $(VENV) .venv-proto build dist runs .mypy_cache .ruff_cache .pytest_cache *.egg-info
