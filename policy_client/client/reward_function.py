@@ -43,13 +43,16 @@ class _RewardFunctionBase:
 
     def __init__(
         self,
+        client: RewardClient | AsyncRewardClient,
         scorer: str,
         *,
-        answer_column: str | Sequence[str] | None,
-        name: str | None,
-        on_error: OnError,
+        answer_column: str | Sequence[str] | None = None,
+        name: str | None = None,
+        on_error: OnError = OnError.RAISE,
         arguments: Mapping[str, Any],
     ) -> None:
+        """Made by a client's `reward_function`; owns `client`."""
+        self._client = client
         self.scorer = scorer
         self.__name__ = name or scorer
         self._on_error = OnError(on_error)
@@ -117,25 +120,7 @@ class RewardFunction(_RewardFunctionBase):
         __name__: Under which trainers log it.
     """
 
-    def __init__(
-        self,
-        client: RewardClient,
-        scorer: str,
-        *,
-        answer_column: str | Sequence[str] | None = None,
-        name: str | None = None,
-        on_error: OnError = OnError.RAISE,
-        arguments: Mapping[str, Any],
-    ) -> None:
-        """Made by `RewardClient.reward_function`; owns `client`."""
-        super().__init__(
-            scorer,
-            answer_column=answer_column,
-            name=name,
-            on_error=on_error,
-            arguments=arguments,
-        )
-        self._client = client
+    _client: RewardClient
 
     def __call__(
         self,
@@ -184,25 +169,7 @@ class AsyncRewardFunction(_RewardFunctionBase):
         __name__: Under which trainers log it.
     """
 
-    def __init__(
-        self,
-        client: AsyncRewardClient,
-        scorer: str,
-        *,
-        answer_column: str | Sequence[str] | None = None,
-        name: str | None = None,
-        on_error: OnError = OnError.RAISE,
-        arguments: Mapping[str, Any],
-    ) -> None:
-        """Made by `AsyncRewardClient.reward_function`; owns `client`."""
-        super().__init__(
-            scorer,
-            answer_column=answer_column,
-            name=name,
-            on_error=on_error,
-            arguments=arguments,
-        )
-        self._client = client
+    _client: AsyncRewardClient
 
     async def __call__(
         self,
