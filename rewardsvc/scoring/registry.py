@@ -175,13 +175,15 @@ class Registry:
         """
         async with self._changing:
             slot = self.get(name)
-            parents = [s.name for s in self._slots.values() if name in s.config.children()]
-            if parents:
-                raise ScorerUnusableError(
-                    f"{name!r} is part of {', '.join(map(repr, parents))}; unload that first"
-                )
             inside = [s for s in self._slots.values() if s.name.startswith(f"{name}/")]
-            for gone in [slot, *inside]:
+            leaving = {s.name: s for s in [slot, *inside]}
+            for parent in self._slots.values():
+                used = sorted(leaving.keys() & set(parent.config.children()))
+                if used and parent.name not in leaving:
+                    raise ScorerUnusableError(
+                        f"{used[0]!r} is part of {parent.name!r}; unload that first"
+                    )
+            for gone in leaving.values():
                 gone.state = State.UNLOADING
                 del self._slots[gone.name]
                 live, gone.live = gone.live, None

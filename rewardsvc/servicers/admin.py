@@ -6,7 +6,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from rewardsvc.config import check_name, parse_scorers
+from rewardsvc.config import build_order, check_name, parse_scorers
 from rewardsvc.convert import info_to_proto
 from rewardsvc.errors import InvalidRequestError, NotAllowedError
 from rewardsvc.scoring.registry import Registry
@@ -57,7 +57,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             except (ValueError, RecursionError) as error:
                 raise InvalidRequestError(f"config_json: not JSON: {error}") from None
             name = check_name(request.name)
-            configs = parse_scorers(name, section)
+            parsed = parse_scorers(name, section)
+            configs = {inner: parsed[inner] for inner in build_order(parsed)}
             for inner, config in configs.items():
                 if config.runs_code_of_the_config() and not self._allow_code:
                     raise NotAllowedError(

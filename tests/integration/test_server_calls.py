@@ -364,6 +364,7 @@ async def test_admin_loads_reloads_and_unloads(connect: Connect) -> None:
     for bad, wanted in (
         ('{"type": "python", "function": "os:getcwd"}', grpc.StatusCode.PERMISSION_DENIED),
         ('{"type": "nope"}', grpc.StatusCode.INVALID_ARGUMENT),
+        ('{"type": "clip", "of": "bad", "min": 0, "max": 1}', grpc.StatusCode.INVALID_ARGUMENT),
         ("{", grpc.StatusCode.INVALID_ARGUMENT),
     ):
         request = admin_pb2.LoadScorerRequest(name="bad", config_json=bad)

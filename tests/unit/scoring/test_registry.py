@@ -219,6 +219,14 @@ async def test_unload_takes_what_was_written_inside_with_it(registry: Registry) 
         await registry.unload("p")
 
 
+async def test_unload_spares_what_others_use_of_its_inside(registry: Registry) -> None:
+    nested = {"type": "parent", "of": {"type": "fake"}}
+    await registry.load_all(configs(p=nested, other={"type": "parent", "of": "p/fake"}))
+    with pytest.raises(ScorerUnusableError, match="'p/fake' is part of 'other'"):
+        await registry.unload("p")
+    assert (await registry.get("other").score(SAMPLES))[0].value == 1.0
+
+
 async def test_unload_lets_calls_in_flight_finish(world: World, registry: Registry) -> None:
     await registry.load_all(configs(a=FAKE))
     world.hold.clear()
