@@ -8,8 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 import rewardsvc
 from rewardsvc.engine.observe import BatchReport
-from rewardsvc.errors import status_of
-from rewardsvc.scoring.types import Score
+from rewardsvc.errors import ItemError, status_of
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKENS = (64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
@@ -113,12 +112,11 @@ class Metrics:
         self._queue_items.labels(model).set(num_items)
         self._queue_tokens.labels(model).set(num_tokens)
 
-    def scored(self, scorer: str, seconds: float, scores: Sequence[Score]) -> None:
-        """A call to a scorer ended with these scores."""
+    def answered(self, scorer: str, seconds: float, errors: Sequence[ItemError | None]) -> None:
+        """A call to a scorer was answered, with or without an error for each item."""
         self._latency.labels(scorer).observe(seconds)
-        for score in scores:
-            outcome = score.error.code if score.error else "ok"
-            self._samples.labels(scorer, outcome).inc()
+        for error in errors:
+            self._samples.labels(scorer, error.code if error else "ok").inc()
 
     def refused(self, scorer: str, error: Exception) -> None:
         """A call to a scorer ended with an error."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from rewardsvc.engine.host import EngineHost
 from rewardsvc.errors import (
     ConfigError,
+    ItemError,
     ScorerExistsError,
     ScorerUnusableError,
     ServiceError,
@@ -20,7 +21,6 @@ from rewardsvc.scoring.build import BuildEnv
 from rewardsvc.scoring.config import ScorerConfigBase
 from rewardsvc.scoring.scorer import Scorer
 from rewardsvc.scoring.slot import Live, ScorerInfo, ScoringObserver, Slot, State
-from rewardsvc.scoring.types import Score
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ RETIRE_TIMEOUT_S = 600.0
 class NullScoringObserver:
     """Watches nothing."""
 
-    def scored(self, scorer: str, seconds: float, scores: Sequence[Score]) -> None:
+    def answered(self, scorer: str, seconds: float, errors: Sequence[ItemError | None]) -> None:
         """Does nothing."""
 
     def refused(self, scorer: str, error: Exception) -> None:

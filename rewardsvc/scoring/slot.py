@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
-from rewardsvc.errors import NotServingError, ScorerUnusableError
+from rewardsvc.errors import ItemError, NotServingError, ScorerUnusableError
 from rewardsvc.scoring.config import ScorerConfigBase
 from rewardsvc.scoring.scorer import Scorer
 from rewardsvc.scoring.tokens import TokenScorer, TokenScores, TokenSequence
@@ -22,6 +22,7 @@ from rewardsvc.scoring.types import Sample, Score
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+A = TypeVar("A", Score, TokenScores)
 
 
 class State(StrEnum):
@@ -47,8 +48,8 @@ class ScorerInfo:
 class ScoringObserver(Protocol):
     """Told of every call to every scorer, nested ones included. Returns at once, never raises."""
 
-    def scored(self, scorer: str, seconds: float, scores: Sequence[Score]) -> None:
-        """A call ended with these scores after so many seconds."""
+    def answered(self, scorer: str, seconds: float, errors: Sequence[ItemError | None]) -> None:
+        """A call was answered after so many seconds; each item's error, None where it has none."""
 
     def refused(self, scorer: str, error: Exception) -> None:
         """A call ended with an error."""
@@ -136,18 +137,24 @@ class Slot(TokenScorer):
             RuntimeError: If the scorer breaks its contract of as many scores as samples.
         """
         live = self.require()
+        scores = await self._observed(live.use(lambda scorer: scorer.score(samples)), len(samples))
+        return scores, live.scorer.version
+
+    async def _observed(self, answering: Awaitable[list[A]], num_samples: int) -> list[A]:
+        """The answers, one a sample; the observer is told of them, or of why there are none."""
         started = time.perf_counter()
         try:
-            scores = await live.use(lambda scorer: scorer.score(samples))
-            if len(scores) != len(samples):
+            answers = await answering
+            if len(answers) != num_samples:
                 raise RuntimeError(
-                    f"scorer {self.name!r} gave {len(scores)} scores for {len(samples)} samples"
+                    f"scorer {self.name!r} gave {len(answers)} scores for {num_samples} samples"
                 )
         except Exception as error:
             self._observer.refused(self.name, error)
             raise
-        self._observer.scored(self.name, time.perf_counter() - started, scores)
-        return scores, live.scorer.version
+        seconds = time.perf_counter() - started
+        self._observer.answered(self.name, seconds, [answer.error for answer in answers])
+        return answers
 
     async def token_logprobs(
         self, sequences: Sequence[TokenSequence], *, temperature: float = 1.0, entropy: bool = False
@@ -170,7 +177,7 @@ class Slot(TokenScorer):
                 f"scorer {self.name!r} is of type {self.config.type!r}, which gives no log-probs; "
                 "name one of type 'causal_lm'"
             )
-        answers = await live.use(
+        answering = live.use(
             lambda _: scorer.token_logprobs(sequences, temperature=temperature, entropy=entropy)
         )
-        return answers, scorer.version
+        return await self._observed(answering, len(sequences)), scorer.version

@@ -109,6 +109,11 @@ async def test_outcome_and_process_rewards_and_log_probs_arrive_unchanged(
             np.testing.assert_allclose(answer.logprobs[i], logprobs, atol=TOLERANCE)
             np.testing.assert_allclose(answer.entropies[i], entropies, atol=TOLERANCE)
 
+    metrics = server.server.metrics.registry
+    labels = {"scorer": "lm", "outcome": "ok"}
+    assert metrics.get_sample_value("rewardsvc_samples_total", labels) == 2
+    assert metrics.get_sample_value("rewardsvc_scorer_seconds_count", {"scorer": "lm"}) >= 1
+
 
 async def test_bad_samples_of_a_model_harm_no_neighbour(connect: Connect, tmp_path: Path) -> None:
     poison = tiny_models.VOCAB["z"]
