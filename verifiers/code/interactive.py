@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,10 @@ from rewardsvc.verifiers.sandbox.jobs import Job
 from rewardsvc.verifiers.sandbox.types import RunResult, RunStatus
 from rewardsvc.verifiers.types import ErrorKind, Status
 
-_ACCEPT, _REJECT = 0, 1
+_REJECT = 1
+_PYTHON_FLUSH_FAILED = 120
+_TRACEBACK = "Traceback (most recent call last)"
+_LAST_WORDS_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +90,32 @@ class InteractiveTests(Tests):
 
 def _decide(program: RunResult, interactor: RunResult) -> tuple[Status, str]:
     said = interactor.stderr.decode(errors="replace").strip()
-    rejected = interactor.status is RunStatus.FINISHED and interactor.exit_code == _REJECT
+    crashed = not interactor.ok and (interactor.exit_code != _REJECT or _TRACEBACK in said)
+    rejected = interactor.status is RunStatus.FINISHED and not interactor.ok and not crashed
     failure = failure_of(program)
     if failure is not None and failure[0] is not Status.RUNTIME_ERROR:
         return failure
-    if rejected and "Traceback (most recent call last)" not in said:
+    if rejected:
         return Status.WRONG_ANSWER, said or "the interactor rejects it"
-    if failure is not None:
+    if failure is not None and not (crashed and _was_hung_up_on(program)):
         return failure
-    if interactor.ok:
+    if interactor.ok and failure is None:
         return Status.ACCEPTED, said
     if interactor.status is RunStatus.TIME_LIMIT:
         raise JudgingError(ErrorKind.VERIFIER_TIMEOUT, "the interactor ran out of time")
     raise JudgingError(
         ErrorKind.BAD_REFERENCE, f"the interactor failed: {interactor.status} {said}"
     )
+
+
+def _was_hung_up_on(run: RunResult) -> bool:
+    """Whether a run failed because nobody was left to read it or to write to it.
+
+    A program meets a broken interactor's closed pipe in many ways, depending on which of the two
+    is quicker: as a signal, as an exception, or when the interpreter flushes at its end (exit code
+    120). Such an end says nothing about the program.
+    """
+    if run.signal == signal.SIGPIPE or run.exit_code == _PYTHON_FLUSH_FAILED:
+        return True
+    last_words = run.stderr[-_LAST_WORDS_BYTES:]
+    return any(name in last_words for name in (b"BrokenPipeError", b"EOFError"))

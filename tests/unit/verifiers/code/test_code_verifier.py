@@ -259,9 +259,27 @@ def test_interactive_problem(verifier: CodeVerifier) -> None:
     assert verifier.verify(fenced("while True: pass"), suite).status is Status.TIME_LIMIT
 
 
-def test_broken_interactor_is_an_error_and_no_reward(verifier: CodeVerifier) -> None:
-    verdict = verifier.verify(fenced("print(1)"), InteractiveTests("1 / 0", [("", "")]))
+@pytest.mark.parametrize(
+    "program",
+    [
+        "print(1)",
+        "print(1, flush=True)",
+        "import time; time.sleep(0.3); print(1)",  # flushed into a closed pipe at exit
+        "import time; time.sleep(0.3); print(1, flush=True)",
+        "print(input())",
+    ],
+)
+def test_broken_interactor_is_an_error_and_no_reward(verifier: CodeVerifier, program: str) -> None:
+    verdict = verifier.verify(fenced(program), InteractiveTests("1 / 0", [("", "")]))
     assert (verdict.reward, verdict.error) == (None, ErrorKind.BAD_REFERENCE), verdict
+
+
+def test_crash_of_the_program_is_its_own_though_the_interactor_then_fails_too(
+    verifier: CodeVerifier,
+) -> None:
+    suite = InteractiveTests("int(input())", [("", "")])
+    verdict = verifier.verify(fenced("1 / 0"), suite)
+    assert (verdict.reward, verdict.status) == (0.0, Status.RUNTIME_ERROR), verdict
 
 
 @pytest.mark.parametrize(
