@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field
@@ -89,7 +90,7 @@ class BatchSums:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-class OfflineTask(Protocol):
+class OfflineTask(ABC):
     """What one trainer has of its own.
 
     Attributes:
@@ -106,6 +107,13 @@ class OfflineTask(Protocol):
     lengths: Mapping[Split, Sequence[int]]
     units: Mapping[Split, Sequence[int]]
 
+    def begin(self, split: Split, rows: Sequence[int]) -> None:  # noqa: B027
+        """Called with all rows of a step, or of an evaluation, before they are cut into passes.
+
+        For what is estimated on the whole batch; most tasks have no such thing.
+        """
+
+    @abstractmethod
     def forward(self, split: Split, rows: Sequence[int]) -> BatchSums:
         """The sums over these rows of a split."""
 
@@ -225,6 +233,7 @@ class _Loop:
         rows = sorted(self._sampler.next_batch(), key=lambda row: lengths[row])
         num_units = sum(units[row] for row in rows)
         sums: dict[str, float] = {}
+        task.begin("train", rows)
         task.model.train()
         for start in range(0, len(rows), self._micro_size):
             found = task.forward("train", rows[start : start + self._micro_size])
@@ -258,6 +267,7 @@ class _Loop:
         if not lengths:
             return {}
         rows = sorted(range(len(lengths)), key=lambda row: lengths[row])
+        task.begin("eval", rows)
         size = self._config.per_device_eval_batch_size
         sums: dict[str, float] = {}
         for start in range(0, len(rows), size):

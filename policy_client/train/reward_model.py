@@ -22,6 +22,7 @@ from rewardsvc.policy_client.train.offline import (
     BatchSums,
     OfflineConfig,
     OfflineResult,
+    OfflineTask,
     Split,
     load_splits,
     run_offline,
@@ -70,7 +71,7 @@ class _Pair:
     margin: float
 
 
-class _RewardTask:
+class _RewardTask(OfflineTask):
     """One row is one pair, and so is one unit."""
 
     name = "rm"

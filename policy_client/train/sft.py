@@ -27,6 +27,7 @@ from rewardsvc.policy_client.train.offline import (
     BatchSums,
     OfflineConfig,
     OfflineResult,
+    OfflineTask,
     Split,
     load_splits,
     run_offline,
@@ -84,7 +85,7 @@ def completion_loss(model: PreTrainedModel, batch: PaddedBatch) -> tuple[torch.T
     return F.cross_entropy(logits_NV, targets_N, reduction="sum"), num_correct
 
 
-class _SftTask:
+class _SftTask(OfflineTask):
     """One row is one completion; units are its tokens."""
 
     name = "sft"

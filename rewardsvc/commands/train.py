@@ -1,4 +1,4 @@
-"""`rewardsvc train sft|rm|ppo|grpo|rloo --config FILE [field=value …]`."""
+"""`rewardsvc train ALGORITHM --config FILE [field=value …]`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rewardsvc.errors import ConfigError
 ONLINE = "rewardsvc.policy_client.train.online"
 SFT = "rewardsvc.policy_client.train.sft"
 REWARD_MODEL = "rewardsvc.policy_client.train.reward_model"
+PREFERENCE = "rewardsvc.policy_client.train.preference"
 
 ALGORITHMS: dict[str, tuple[str, str, str]] = {
     "sft": (SFT, "SftConfig", "Supervised fine-tuning on completions."),
@@ -24,6 +25,15 @@ ALGORITHMS: dict[str, tuple[str, str, str]] = {
     "ppo": (ONLINE, "OnlineConfig", "Proximal policy optimisation with a critic."),
     "grpo": (ONLINE, "OnlineConfig", "Group-relative policy optimisation."),
     "rloo": (ONLINE, "OnlineConfig", "REINFORCE with a leave-one-out baseline."),
+    "dpo": (PREFERENCE, "DpoConfig", "Direct preference optimisation; cDPO by label_smoothing."),
+    "ipo": (PREFERENCE, "IpoConfig", "Identity preference optimisation."),
+    "simpo": (PREFERENCE, "SimpoConfig", "Simple preference optimisation, without a reference."),
+    "orpo": (PREFERENCE, "OrpoConfig", "Odds-ratio preference optimisation, no reference."),
+    "slic": (PREFERENCE, "SlicConfig", "Sequence likelihood calibration (SLiC-HF)."),
+    "sppo": (PREFERENCE, "SppoConfig", "Self-play preference optimisation, one iteration."),
+    "spin": (PREFERENCE, "SpinConfig", "Self-play fine-tuning, one iteration."),
+    "kto": (PREFERENCE, "KtoConfig", "Kahneman-Tversky optimisation of labelled completions."),
+    "rrhf": (PREFERENCE, "RrhfConfig", "Ranks the completions of a prompt by their rewards."),
 }
 """Verb → (module, class of its configuration, help)."""
 
@@ -81,6 +91,8 @@ def run_algorithm(algorithm: str, config: Any) -> Any:
         return module.run_sft(config)
     if algorithm == "rm":
         return module.run_rm(config)
+    if ALGORITHMS[algorithm][0] == PREFERENCE:
+        return module.run_preference(algorithm, config)
     return module.run_online(algorithm, config)
 
 
