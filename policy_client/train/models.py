@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -85,6 +86,19 @@ def load_reward_model(config: TrainConfigBase) -> ModelAndTokenizer:
     """
     tokenizer = load_tokenizer(config)
     model = _load(AutoModelForSequenceClassification, config, tokenizer, num_labels=1)
+    return model, tokenizer
+
+
+def load_process_reward_model(config: TrainConfigBase) -> ModelAndTokenizer:
+    """The model of `config` with two labels a token, on its device, in eval mode; its tokenizer.
+
+    Label 1 is a right step. A policy's checkpoint gives its body; the head is then new.
+
+    Raises:
+        ConfigError: If either cannot be loaded; names the field.
+    """
+    tokenizer = load_tokenizer(config)
+    model = _load(AutoModelForTokenClassification, config, tokenizer, num_labels=2)
     return model, tokenizer
 
 

@@ -1,6 +1,9 @@
-"""Reward models from preference pairs: Bradley-Terry on a scalar head.
+"""Reward models from preferences: a scalar head that orders completions as people did.
 
-Legend: N pairs, B = 2N sequences, T tokens.
+A row is a pair (`chosen`, `rejected`) or a ranking (`completions` with their `scores`). Either is
+held as completions from best to worst.
+
+Legend: N pairs, R rows, K completions of a row, B sequences of a batch.
 """
 
 from __future__ import annotations
@@ -8,14 +11,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from itertools import combinations
+from typing import Literal, TypeAlias
 
 import torch
 from pydantic import Field
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from rewardsvc.policy_client.algorithms.ranking_losses import plackett_luce_loss, thurstone_loss
 from rewardsvc.policy_client.algorithms.reward_losses import bradley_terry_loss
-from rewardsvc.policy_client.train.data import DataError, Examples
+from rewardsvc.policy_client.train.data import DataError, Example, Examples, Text
+from rewardsvc.policy_client.train.data.examples import read_scored
 from rewardsvc.policy_client.train.data.tokenize import TokenizedPair, pad_right, tokenize_whole
 from rewardsvc.policy_client.train.models import load_reward_model, sequence_rewards
 from rewardsvc.policy_client.train.offline import (
@@ -34,8 +41,19 @@ logger = logging.getLogger(__name__)
 
 
 class RewardModelConfig(OfflineConfig):
-    """A Bradley-Terry reward model. `model` may be a policy: it gives the body, the head is new."""
+    """A reward model. `model` may be a policy: it gives the body, the head is new."""
 
+    loss: Literal["bradley_terry", "thurstone", "plackett_luce"] = Field(
+        default="bradley_terry",
+        description="bradley_terry, thurstone: of pairs, also of all pairs of a ranking. "
+        "plackett_luce: of whole rankings; of two completions it is bradley_terry.",
+    )
+    length_coefficient: float = Field(
+        default=0.0,
+        ge=0,
+        description="Reward that a token of length is believed to be worth to the judges, beside "
+        "what the model is to learn.",
+    )
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=0.5, description="Share of pairs believed to be the wrong way round."
     )
@@ -65,14 +83,15 @@ def run_rm(config: RewardModelConfig) -> RewardModelResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Pair:
-    chosen: TokenizedPair
-    rejected: TokenizedPair
-    margin: float
+class _Row:
+    """Completions from best to worst, with their prompts; `margin` is that of a pair, or 0."""
+
+    ranked: tuple[TokenizedPair, ...]
+    margin: float = 0.0
 
 
 class _RewardTask(OfflineTask):
-    """One row is one pair, and so is one unit."""
+    """One row is one pair or ranking, and so is one unit."""
 
     name = "rm"
 
@@ -87,88 +106,174 @@ class _RewardTask(OfflineTask):
         self.tokenizer = tokenizer
         self._config = config
         train, held_out = data
-        self._pairs: dict[Split, list[_Pair]] = {
+        self._rows: dict[Split, list[_Row]] = {
             "train": _tokenize(train, tokenizer, config),
             "eval": _tokenize(held_out, tokenizer, config) if held_out is not None else [],
         }
         self.lengths: Mapping[Split, Sequence[int]] = {
-            split: [len(pair.chosen.input_ids) + len(pair.rejected.input_ids) for pair in pairs]
-            for split, pairs in self._pairs.items()
+            split: [sum(len(one.input_ids) for one in row.ranked) for row in rows]
+            for split, rows in self._rows.items()
         }
         self.units: Mapping[Split, Sequence[int]] = {
-            split: [1] * len(pairs) for split, pairs in self._pairs.items()
+            split: [1] * len(rows) for split, rows in self._rows.items()
         }
 
     def forward(self, split: Split, rows: Sequence[int]) -> BatchSums:
-        pairs = [self._pairs[split][row] for row in rows]
+        """See `OfflineTask`."""
+        found = [self._rows[split][row] for row in rows]
         batch = pad_right(
-            [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs],
+            [one for row in found for one in row.ranked],
             pad_token_id=int(self.tokenizer.pad_token_id),
             device=self.model.device,
         )
         rewards_B = sequence_rewards(self.model, batch.input_ids, batch.attention_mask)
-        chosen_N, rejected_N = rewards_B.chunk(2)
-        loss_N = bradley_terry_loss(
-            chosen_N,
-            rejected_N,
-            margin_N=torch.tensor([pair.margin for pair in pairs], device=rewards_B.device),
-            label_smoothing=self._config.label_smoothing,
-            center_coefficient=self._config.center_rewards_coefficient,
-        )
-        chosen_N, rejected_N = chosen_N.detach(), rejected_N.detach()
-        num_right = float((chosen_N > rejected_N).sum())
-        margin = float((chosen_N - rejected_N).sum())
+        pairs = _Pairs.of(found, device=rewards_B.device)
+        # What length explains need not be learned: it is added before the comparison.
+        seen_B = rewards_B + self._config.length_coefficient * batch.attention_mask.sum(1)
         return BatchSums(
-            loss=loss_N.sum(),
-            metrics={
-                "accuracy": num_right,
-                "margin": margin,
-                "rewards/chosen": float(chosen_N.sum()),
-                "rewards/rejected": float(rejected_N.sum()),
-                "rewards/accuracies": num_right,
-                "rewards/margins": margin,
-            },
+            loss=self._preference_loss(seen_B, pairs, found) + self._centering(rewards_B, pairs),
+            metrics=_order_metrics(rewards_B.detach(), pairs),
         )
+
+    def _preference_loss(self, seen_B: Tensor, pairs: _Pairs, rows: Sequence[_Row]) -> Tensor:
+        config = self._config
+        if config.loss == "plackett_luce":
+            scores = torch.split(seen_B, [len(row.ranked) for row in rows])
+            return torch.stack([plackett_luce_loss(score_K) for score_K in scores]).sum()
+        chosen_N, rejected_N = seen_B[pairs.better], seen_B[pairs.worse]
+        if config.loss == "thurstone":
+            loss_N = thurstone_loss(chosen_N - pairs.margin, rejected_N)
+        else:
+            loss_N = bradley_terry_loss(
+                chosen_N,
+                rejected_N,
+                margin_N=pairs.margin,
+                label_smoothing=config.label_smoothing,
+            )
+        return (loss_N * pairs.weight).sum()
+
+    def _centering(self, rewards_B: Tensor, pairs: _Pairs) -> Tensor:
+        both_N = rewards_B[pairs.better] + rewards_B[pairs.worse]
+        return self._config.center_rewards_coefficient * (both_N.square() * pairs.weight).sum()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Pairs:
+    """All pairs of all rows; those of one row weigh 1 together.
+
+    Attributes:
+        better: int64 [N], index of the better completion in the batch.
+        worse: int64 [N].
+        weight: float32 [N].
+        margin: float32 [N].
+    """
+
+    better: Tensor
+    worse: Tensor
+    weight: Tensor
+    margin: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[_Row], *, device: torch.device) -> _Pairs:
+        better: list[int] = []
+        worse: list[int] = []
+        weight: list[float] = []
+        margin: list[float] = []
+        first = 0
+        for row in rows:
+            members = range(first, first + len(row.ranked))
+            found = list(combinations(members, 2))
+            better += [one for one, _ in found]
+            worse += [other for _, other in found]
+            weight += [1.0 / len(found)] * len(found)
+            margin += [row.margin] * len(found)
+            first = members.stop
+        return cls(
+            better=torch.tensor(better, device=device),
+            worse=torch.tensor(worse, device=device),
+            weight=torch.tensor(weight, device=device),
+            margin=torch.tensor(margin, device=device),
+        )
+
+
+def _order_metrics(rewards_B: Tensor, pairs: _Pairs) -> dict[str, float]:
+    """Sums over rows of the means over their pairs."""
+    chosen_N, rejected_N = rewards_B[pairs.better], rewards_B[pairs.worse]
+
+    def total(value_N: Tensor) -> float:
+        return float((value_N * pairs.weight).sum())
+
+    accuracy, margin = total((chosen_N > rejected_N).float()), total(chosen_N - rejected_N)
+    return {
+        "accuracy": accuracy,
+        "margin": margin,
+        "rewards/chosen": total(chosen_N),
+        "rewards/rejected": total(rejected_N),
+        "rewards/accuracies": accuracy,
+        "rewards/margins": margin,
+    }
 
 
 def _tokenize(
     examples: Examples, tokenizer: PreTrainedTokenizerBase, config: RewardModelConfig
-) -> list[_Pair]:
-    """Token ids of all pairs. A pair of which one side exceeds `max_length` is dropped: cut off, it
+) -> list[_Row]:
+    """Token ids of all rows. A row of which one side exceeds `max_length` is dropped: cut off, it
     would be judged by what nobody wrote.
     """
-    kept = []
-    for example in examples.require("chosen", "rejected"):
-        assert example.chosen is not None  # `require` has seen to it
-        assert example.rejected is not None
+    rows = []
+    num_short = num_tied = 0
+    for example in examples:
+        ranked = _ranked(example, examples)
+        if len(ranked) < 2:
+            num_tied += 1
+            continue
         try:
-            chosen, rejected = (
-                tokenize_whole(tokenizer, example.prompt, side, add_eos=config.add_eos)
-                for side in (example.chosen, example.rejected)
-            )
+            tokens = [
+                tokenize_whole(tokenizer, example.prompt, one, add_eos=config.add_eos)
+                for one in ranked
+            ]
         except DataError as error:
             raise DataError(f"{example.where}: {error}") from error
-        if not (chosen and rejected):
+        if not all(tokens):
             raise DataError(f"{example.where}: prompt and completion are both empty; drop the row")
-        if max(len(chosen), len(rejected)) <= config.max_length:
-            kept.append(
-                _Pair(
-                    chosen=TokenizedPair(input_ids=chosen, num_prompt_tokens=0),
-                    rejected=TokenizedPair(input_ids=rejected, num_prompt_tokens=0),
-                    margin=example.margin or 0.0,
-                )
+        if max(map(len, tokens)) > config.max_length:
+            num_short += 1
+            continue
+        rows.append(
+            _Row(
+                ranked=tuple(TokenizedPair(input_ids=ids, num_prompt_tokens=0) for ids in tokens),
+                margin=example.margin or 0.0,
             )
-    if not kept:
+        )
+    if not rows:
         raise DataError(
-            f"max_length: every one of the {len(examples)} pairs of {examples.source} is longer "
-            f"than {config.max_length} tokens; raise it"
+            f"{examples.source}: of {len(examples)} rows, {num_short} are longer than max_length "
+            f"({config.max_length} tokens; raise it) and {num_tied} have no two different scores"
         )
-    if len(kept) < len(examples):
+    if num_short or num_tied:
         logger.warning(
-            "max_length: %d of %d pairs of %s are longer than %d tokens and dropped",
-            len(examples) - len(kept),
-            len(examples),
+            "%s: of %d rows, %d are longer than max_length (%d tokens) and %d have no two "
+            "different scores; they are dropped",
             examples.source,
+            len(examples),
+            num_short,
             config.max_length,
+            num_tied,
         )
-    return kept
+    return rows
+
+
+def _ranked(example: Example, examples: Examples) -> list[Text]:
+    """Completions from best to worst. Of several with one score only the first counts: a tie says
+    nothing that these models could learn.
+    """
+    if "completions" not in example.metadata or example.chosen is not None:
+        Examples([example], source=examples.source).require("chosen", "rejected")
+        assert example.chosen is not None  # `require` has seen to it
+        assert example.rejected is not None
+        return [example.chosen, example.rejected]
+    completions, scores = read_scored(example)
+    first: dict[float, Text] = {}
+    for text, score in zip(completions, scores, strict=True):
+        first.setdefault(score, text)
+    return [first[score] for score in sorted(first, reverse=True)]

@@ -17,11 +17,13 @@ from rewardsvc.errors import ConfigError
 ONLINE = "rewardsvc.policy_client.train.online"
 SFT = "rewardsvc.policy_client.train.sft"
 REWARD_MODEL = "rewardsvc.policy_client.train.reward_model"
+PROCESS_REWARD = "rewardsvc.policy_client.train.process_reward"
 PREFERENCE = "rewardsvc.policy_client.train.preference"
 
 ALGORITHMS: dict[str, tuple[str, str, str]] = {
     "sft": (SFT, "SftConfig", "Supervised fine-tuning on completions."),
-    "rm": (REWARD_MODEL, "RewardModelConfig", "A Bradley-Terry reward model from preferences."),
+    "rm": (REWARD_MODEL, "RewardModelConfig", "A reward model from pairs or rankings."),
+    "prm": (PROCESS_REWARD, "PrmTrainConfig", "A process reward model from labelled steps."),
     "ppo": (ONLINE, "OnlineConfig", "Proximal policy optimisation with a critic."),
     "grpo": (ONLINE, "OnlineConfig", "Group-relative policy optimisation."),
     "rloo": (ONLINE, "OnlineConfig", "REINFORCE with a leave-one-out baseline."),
@@ -91,6 +93,8 @@ def run_algorithm(algorithm: str, config: Any) -> Any:
         return module.run_sft(config)
     if algorithm == "rm":
         return module.run_rm(config)
+    if algorithm == "prm":
+        return module.run_prm(config)
     if ALGORITHMS[algorithm][0] == PREFERENCE:
         return module.run_preference(algorithm, config)
     return module.run_online(algorithm, config)

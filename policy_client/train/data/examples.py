@@ -137,8 +137,8 @@ def parse_row(row: Mapping[str, Any], where: str) -> Example:
         prompt, chosen, rejected = _split_shared_prompt(chosen, rejected)
     answer = _take_answer(left, where)
     margin = left.pop("margin", None)
-    if margin is not None and not (_is_number(margin) and math.isfinite(margin)):
-        raise DataError(f"{where}: column 'margin': a finite number is needed, got {margin!r}")
+    if margin is not None:
+        margin = check_number(margin, "margin", where)
     metadata = left.pop("metadata", {})
     if isinstance(metadata, str):
         metadata = _parse_json(metadata, where)
@@ -150,10 +150,45 @@ def parse_row(row: Mapping[str, Any], where: str) -> Example:
         answer=answer,
         chosen=chosen,
         rejected=rejected,
-        margin=None if margin is None else float(margin),
+        margin=margin,
         metadata={**left, **metadata},
         where=where,
     )
+
+
+def read_scored(example: Example) -> tuple[list[Text], list[float]]:
+    """The columns `completions` and `scores` of a row that ranks completions of one prompt.
+
+    Returns:
+        At least two completions, and a finite score for each; higher is better.
+
+    Raises:
+        DataError: If a column is missing or has a value of the wrong kind.
+    """
+    columns = []
+    for column in ("completions", "scores"):
+        value = example.metadata.get(column)
+        if not isinstance(value, list | tuple):
+            raise DataError(f"{example.where}: column {column!r}: a list is needed, got {value!r}")
+        columns.append(value)
+    if len(columns[0]) != len(columns[1]) or len(columns[0]) < 2:
+        raise DataError(
+            f"{example.where}: {len(columns[0])} completions and {len(columns[1])} scores; "
+            "give at least two, and a score for each"
+        )
+    texts = [_check_text(text, "completions", example.where) for text in columns[0]]
+    return texts, [check_number(score, "scores", example.where) for score in columns[1]]
+
+
+def check_number(value: Any, column: str, where: str) -> float:
+    """The value, if it is a finite number.
+
+    Raises:
+        DataError: If it is not.
+    """
+    if not (_is_number(value) and math.isfinite(value)):
+        raise DataError(f"{where}: column {column!r}: a finite number is needed, got {value!r}")
+    return float(value)
 
 
 def _take_text(left: dict[str, Any], names: Sequence[str], where: str) -> Text | None:

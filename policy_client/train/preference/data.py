@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from rewardsvc.policy_client.train.data import DataError, Example, Examples, Text
+from rewardsvc.policy_client.train.data.examples import check_number, read_scored
 from rewardsvc.policy_client.train.data.tokenize import TokenizedPair, tokenize_pair
 from rewardsvc.policy_client.train.preference.config import PreferenceConfig
 
@@ -109,19 +109,7 @@ class RowReader:
         return LabelledRow(completion=tokens[0], desirable=bool(label))
 
     def _ranked(self, example: Example) -> RankedRow | None:
-        completions = _list(example, "completions")
-        rewards = [_number(example, "scores", value) for value in _list(example, "scores")]
-        if len(completions) != len(rewards) or len(rewards) < 2:
-            raise DataError(
-                f"{example.where}: {len(completions)} completions and {len(rewards)} scores; "
-                "give at least two, and a score for each"
-            )
-        for text in completions:
-            if not isinstance(text, str | list):
-                raise DataError(
-                    f"{example.where}: column 'completions': texts or messages are needed, "
-                    f"got {text!r}"
-                )
+        completions, rewards = read_scored(example)
         tokens = self._tokenize(example, completions)
         if tokens is None:
             return None
@@ -172,23 +160,8 @@ def num_tokens(rows: Iterable[TokenizedPair]) -> int:
     return sum(len(row.input_ids) for row in rows)
 
 
-def _list(example: Example, column: str) -> list[Any]:
-    value = example.metadata.get(column)
-    if not isinstance(value, list | tuple):
-        raise DataError(f"{example.where}: column {column!r}: a list is needed, got {value!r}")
-    return list(value)
-
-
-def _number(example: Example, column: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(
-            f"{example.where}: column {column!r}: finite numbers are needed, got {value!r}"
-        )
-    return float(value)
-
-
 def _probability(example: Example, column: str, default: float) -> float:
-    value = _number(example, column, example.metadata.get(column, default))
+    value = check_number(example.metadata.get(column, default), column, example.where)
     if not 0.0 <= value <= 1.0:
         raise DataError(
             f"{example.where}: column {column!r}: a probability is needed, got {value!r}"

@@ -312,7 +312,7 @@ def test_orpo_likelihood_over_prompt_and_completion(tmp_path: Path) -> None:
         (
             "rrhf",
             {"prompt": "?", "completions": ["x", "a"], "scores": [1.0, None]},
-            "finite numbers",
+            "a finite number is needed",
         ),
         (
             "sppo",

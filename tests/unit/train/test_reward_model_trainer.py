@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,8 @@ def test_pairs_that_are_too_long_are_dropped_and_none_left_is_an_error(
     fields: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     run_rm(RewardModelConfig(**{**fields, "eval_size": 0, "max_length": 6, "max_steps": 1}))
-    assert "pairs of" in caplog.text
-    with pytest.raises(DataError, match="max_length: every one of the"):
+    assert "of 160 rows, 128 are longer than max_length" in caplog.text
+    with pytest.raises(DataError, match="of 120 rows, 120 are longer than max_length"):
         run_rm(RewardModelConfig(**{**fields, "output_dir": Path("unused"), "max_length": 2}))
 
 
@@ -164,3 +165,59 @@ def test_pair_without_any_token_is_named(fields: dict[str, Any]) -> None:
     Path(fields["train_data"]).write_text('{"prompt": "", "chosen": "a", "rejected": ""}\n')
     with pytest.raises(DataError, match=r"line 1: prompt and completion are both empty"):
         run_rm(RewardModelConfig(**{**fields, "eval_size": 0}))
+
+
+def ranking_rows() -> list[dict[str, Any]]:
+    shuffler = random.Random(1)
+    rows = []
+    for _ in range(80):
+        words = ["".join(shuffler.choices("abx", k=shuffler.randint(3, 8))) for _ in range(4)]
+        rows.append(
+            {"prompt": "?", "completions": words, "scores": [word.count("x") for word in words]}
+        )
+    return rows
+
+
+@pytest.mark.parametrize("loss", ["bradley_terry", "thurstone", "plackett_luce"])
+def test_learns_from_rankings_and_of_ties_the_first_counts(
+    loss: str, fields: dict[str, Any]
+) -> None:
+    rows = [
+        {"prompt": "?", "completions": ["ab", "ba"], "scores": [1, 1]},  # says nothing
+        *ranking_rows(),
+    ]
+    Path(fields["train_data"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"loss": loss, "eval_size": 20, "per_device_train_batch_size": 8, "max_steps": 40}
+    result = run_rm(RewardModelConfig(**{**fields, **changes}))
+    assert result.eval_after["eval_accuracy"] >= 0.85
+    assert result.eval_after["eval_accuracy"] > result.eval_before["eval_accuracy"]
+
+
+def batch_loss(fields: dict[str, Any], rows: list[dict[str, Any]], **changes: Any) -> float:
+    """The loss of a whole data set as one batch, before training."""
+    Path(fields["train_data"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"eval_size": 0, "max_steps": 1, "per_device_train_batch_size": len(rows), **changes}
+    return run_rm(RewardModelConfig(**{**fields, **settings})).metrics["loss"]
+
+
+def test_ranking_of_two_is_a_pair(fields: dict[str, Any]) -> None:
+    pairs = [{"prompt": "?", "chosen": "xx", "rejected": "ab"}]
+    rankings = [{"prompt": "?", "completions": ["ab", "xx"], "scores": [0.0, 2.0]}]
+    centered = {"center_rewards_coefficient": 0.3}
+    want = batch_loss(fields, pairs, **centered)
+    for loss in ("bradley_terry", "plackett_luce"):
+        out = {"output_dir": fields["output_dir"].with_name(loss)}
+        assert batch_loss(fields, rankings, loss=loss, **centered, **out) == pytest.approx(want)
+
+
+def test_length_that_explains_a_preference_teaches_less(fields: dict[str, Any]) -> None:
+    longer_wins = [{"prompt": "?", "chosen": "abababab", "rejected": "ab"}]
+    plain = batch_loss(fields, longer_wins)
+    aware = batch_loss(
+        fields,
+        longer_wins,
+        length_coefficient=0.5,
+        output_dir=fields["output_dir"].with_name("aware"),
+    )
+    margin = -math.log(math.expm1(plain))  # of the untrained model
+    assert aware == pytest.approx(math.log1p(math.exp(-(margin + 0.5 * 6))), rel=1e-4)
