@@ -15,10 +15,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from rewardsvc.errors import ConfigError
 from rewardsvc.policy_client.train.data import DataError, Examples
 from rewardsvc.policy_client.train.data.tokenize import (
+    PackedBatch,
     PaddedBatch,
     TokenizedPair,
+    pack,
     pad_right,
     tokenize_pair,
 )
@@ -35,6 +38,10 @@ from rewardsvc.policy_client.train.offline import (
 
 SftResult: TypeAlias = OfflineResult
 
+PACKING_TOLERANCE = 0.02
+"""Largest difference between packed and single logits, relative to the largest logit: above what
+bfloat16 rounds, far below what another row's tokens do."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -43,6 +50,11 @@ class SftConfig(OfflineConfig):
 
     add_eos: bool = Field(
         default=True, description="End plain completions with EOS, so that the policy learns to."
+    )
+    packing: bool = Field(
+        default=False,
+        description="Compute the rows of a batch as one sequence without padding; each still sees "
+        "only itself. Pays where lengths differ much.",
     )
 
 
@@ -61,7 +73,9 @@ def run_sft(config: SftConfig) -> SftResult:
     return run_offline(_SftTask(config, model, tokenizer, (train, held_out)), config)
 
 
-def completion_loss(model: PreTrainedModel, batch: PaddedBatch) -> tuple[torch.Tensor, int]:
+def completion_loss(
+    model: PreTrainedModel, batch: PaddedBatch | PackedBatch
+) -> tuple[torch.Tensor, int]:
     """Cross-entropy of the completion tokens of a batch.
 
     Logits are computed only where some row of the batch has a completion token to predict, if the
@@ -73,7 +87,7 @@ def completion_loss(model: PreTrainedModel, batch: PaddedBatch) -> tuple[torch.T
     """
     predicts_BT = batch.completion_mask[:, 1:]
     positions_K = predicts_BT.any(dim=0).nonzero().squeeze(1)
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    inputs = batch.model_inputs()
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         logits_BKV = model(**inputs, logits_to_keep=positions_K, use_cache=False).logits
     else:
@@ -99,6 +113,9 @@ class _SftTask(OfflineTask):
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self._packing = config.packing
+        if config.packing:
+            _check_packing(model)
         train, held_out = data
         self._pairs: dict[Split, list[TokenizedPair]] = {
             "train": _tokenize(train, tokenizer, config),
@@ -113,13 +130,36 @@ class _SftTask(OfflineTask):
         }
 
     def forward(self, split: Split, rows: Sequence[int]) -> BatchSums:
-        batch = pad_right(
-            [self._pairs[split][row] for row in rows],
-            pad_token_id=int(self.tokenizer.pad_token_id),
-            device=self.model.device,
-        )
+        pairs = [self._pairs[split][row] for row in rows]
+        device = self.model.device
+        batch: PaddedBatch | PackedBatch
+        if self._packing:
+            batch = pack(pairs, device=device)
+        else:
+            batch = pad_right(pairs, pad_token_id=int(self.tokenizer.pad_token_id), device=device)
         loss, num_correct = completion_loss(self.model, batch)
         return BatchSums(loss=loss, metrics={"mean_token_accuracy": float(num_correct)})
+
+
+@torch.no_grad()
+def _check_packing(model: PreTrainedModel) -> None:
+    """Whether a model keeps packed sequences apart, asked of itself: a list would grow old.
+
+    Raises:
+        ConfigError: If it does not.
+    """
+    first, second = [1, 2, 3, 2], [3, 1, 2]
+    pairs = [TokenizedPair(input_ids=ids, num_prompt_tokens=1) for ids in (first, second)]
+    packed = pack(pairs, device=model.device)
+    together = model(**packed.model_inputs(), use_cache=False).logits[0, len(first) :].float()
+    ids = torch.tensor([second], device=model.device)
+    alone = model(input_ids=ids, use_cache=False).logits[0].float()
+    tolerance = PACKING_TOLERANCE * float(alone.abs().max())
+    if float((together - alone).abs().max()) > tolerance:
+        raise ConfigError(
+            f"packing: true, but a {model.config.model_type} model lets packed rows see each "
+            "other; set packing: false"
+        )
 
 
 def _tokenize(

@@ -44,6 +44,32 @@ class PaddedBatch:
     attention_mask: torch.Tensor
     completion_mask: torch.Tensor
 
+    def model_inputs(self) -> dict[str, torch.Tensor]:
+        """What the model's forward pass takes."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch:
+    """Sequences one behind the other in a single row. S: tokens of all of them.
+
+    Positions start again with each sequence. From that alone, without an attention mask,
+    transformers' masks tell the sequences apart.
+
+    Attributes:
+        input_ids: int64 [1, S].
+        position_ids: int64 [1, S], from 0 in each sequence.
+        completion_mask: bool [1, S], True at tokens of the completions.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    completion_mask: torch.Tensor
+
+    def model_inputs(self) -> dict[str, torch.Tensor]:
+        """What the model's forward pass takes."""
+        return {"input_ids": self.input_ids, "position_ids": self.position_ids}
+
 
 def prompt_to_text(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> str:
     """The prompt as the model sees it; messages through the chat template, up to the answer.
@@ -152,6 +178,22 @@ def pad_right(
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
         completion_mask=completion_mask.to(device),
+    )
+
+
+def pack(pairs: Sequence[TokenizedPair], *, device: torch.device) -> PackedBatch:
+    """Packs sequences in order; no token is padding. Each has a prompt of at least one token."""
+    ids = [token for pair in pairs for token in pair.input_ids]
+    positions = [position for pair in pairs for position in range(len(pair.input_ids))]
+    is_completion = [
+        position >= pair.num_prompt_tokens
+        for pair in pairs
+        for position in range(len(pair.input_ids))
+    ]
+    return PackedBatch(
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=torch.tensor([positions], device=device),
+        completion_mask=torch.tensor([is_completion], device=device),
     )
 
 

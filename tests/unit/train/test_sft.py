@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewardsvc.errors import ConfigError
 from rewardsvc.policy_client.train.data.characters import character_tokenizer
-from rewardsvc.policy_client.train.data.tokenize import pad_right, tokenize_pair
+from rewardsvc.policy_client.train.data.tokenize import pack, pad_right, tokenize_pair
 from rewardsvc.policy_client.train.models import load_policy
 from rewardsvc.policy_client.train.run_log import read_run
 from rewardsvc.policy_client.train.sft import SftConfig, completion_loss, run_sft
@@ -211,3 +211,58 @@ def test_gradient_that_is_not_finite_stops_the_run(
     monkeypatch.setattr(F, "cross_entropy", lambda logits, *_, **__: logits.sum() * torch.nan)
     with pytest.raises(FloatingPointError, match=r"step 1: .*learning_rate"):
         run_sft(SftConfig(**{**fields, "eval_size": 0}))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt_neox"])
+def test_packed_loss_and_gradient_equal_the_padded_ones(
+    model_type: str, fields: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    shape = {**TINY, "model_type": model_type, "num_key_value_heads": 2}
+    config = SftConfig(**{**fields, "config": shape})
+    model, tokenizer = load_policy(config)
+    texts = (("ab>", "AB"), ("d>", ""), ("abcd>", "CACA"), ("c>", "D"))
+    pairs = [tokenize_pair(tokenizer, p, c) for p, c in texts]
+    found = []
+    for batch in (
+        pad_right(pairs, pad_token_id=0, device=torch.device("cpu")),
+        pack(pairs, device=torch.device("cpu")),
+    ):
+        model.zero_grad()
+        loss, num_correct = completion_loss(model, batch)
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((loss.item(), num_correct, gradient))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert found[0][1] == found[1][1]
+    torch.testing.assert_close(found[0][2], found[1][2], rtol=1e-4, atol=1e-5)
+
+
+def test_packing_learns_as_padding_does(fields: dict[str, Any]) -> None:
+    padded = run_sft(SftConfig(**{**fields, "max_steps": 10}))
+    packed = run_sft(
+        SftConfig(
+            **{
+                **fields,
+                "max_steps": 10,
+                "packing": True,
+                "output_dir": fields["output_dir"].with_name("packed"),
+            }
+        )
+    )
+    assert packed.eval_after["eval_loss"] == pytest.approx(padded.eval_after["eval_loss"], rel=1e-3)
+
+
+def test_model_that_mixes_packed_rows_is_refused(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    whole = LlamaForCausalLM.forward
+
+    def blind(self: Any, *args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        return whole(self, *args, **kwargs)  # positions go on, so rows look like one
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", blind)
+    with pytest.raises(ConfigError, match="packing: true, but a llama model"):
+        run_sft(SftConfig(**{**fields, "packing": True}))
