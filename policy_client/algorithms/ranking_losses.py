@@ -72,4 +72,5 @@ def thurstone_loss(chosen_N: Tensor, rejected_N: Tensor, *, sigma: float = 1.0) 
             "give one score each for every pair"
         )
     z_N = (chosen_N - rejected_N) / (sigma * 2.0**0.5)
-    return -torch.special.log_ndtr(z_N)
+    loss_N: Tensor = -torch.special.log_ndtr(z_N)
+    return loss_N
