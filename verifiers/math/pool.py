@@ -4,10 +4,11 @@ Theory of operation. Computer algebra on a stranger's expression may run for eve
 so nothing but killing a process stops it. A request takes an idle worker (`process`) or starts one,
 up to `num_workers`; further callers wait, with a deadline.
 
-Two clocks. The worker ends itself when one request has used `cpu_seconds` of CPU time, which a
-busy machine cannot bring about. The parent gives up after `wall_seconds`, which only a machine in
-trouble reaches: that says nothing about the answer. After either, the worker is dead, and the next
-request starts another. A child of fork() forgets its parent's workers and starts its own.
+Two clocks. The worker's server process ends itself when one request has used `cpu_seconds` of CPU
+time, which a busy machine cannot bring about; the worker forks another from what it has imported.
+The parent gives up after `wall_seconds`, which only a machine in trouble reaches: that says nothing
+about the answer. Then the worker is killed, and the next request starts another. A child of fork()
+forgets its parent's workers and starts its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from enum import StrEnum
 from rewardsvc.verifiers.math.process import (
     DeadlineError,
     PoolLimits,
+    ServerEndedError,
     Worker,
     WorkerGoneError,
     WorkerStartError,
@@ -84,8 +86,14 @@ class ComparisonPool:
         finally:
             slots.release()
 
-    def compare(self, reference: str, answer: str) -> Comparison:
-        """Whether two normalised LaTeX texts are the same mathematics. Does not raise."""
+    def compare(self, reference: str, answer: str, *, spent_seconds: float = 0.0) -> Comparison:
+        """Whether two normalised LaTeX texts are the same mathematics. Does not raise.
+
+        Args:
+            reference: What it should be.
+            answer: What it is.
+            spent_seconds: CPU time that the pair has had already; it counts.
+        """
         slots = self._slots
         if not slots.acquire(timeout=self._limits.queue_seconds):
             return Comparison(
@@ -93,7 +101,9 @@ class ComparisonPool:
                 detail=f"no free worker within {self._limits.queue_seconds:g} s",
             )
         try:
-            return self._compare({"reference": reference, "answer": answer})
+            return self._compare(
+                {"reference": reference, "answer": answer, "spent_seconds": spent_seconds}
+            )
         finally:
             slots.release()
 
@@ -108,7 +118,7 @@ class ComparisonPool:
         for worker in busy:
             worker.stop()
 
-    def _compare(self, request: dict[str, str]) -> Comparison:
+    def _compare(self, request: dict[str, object]) -> Comparison:
         try:
             worker = self._take()
         except (WorkerStartError, OSError) as error:
@@ -127,8 +137,14 @@ class ComparisonPool:
                 reply = worker.receive(deadline)
                 outcome = Outcome.EQUAL if reply["equal"] else Outcome.UNEQUAL
                 result = Comparison(outcome=outcome, detail=str(reply["detail"]))
-        except WorkerGoneError:
-            result = self._post_mortem(worker, deadline, reference_read=reference_read)
+        except ServerEndedError as ended:
+            result = self._post_mortem(ended.exit_code, reference_read=reference_read)
+            if result.outcome is Outcome.BROKEN:
+                self._discard(worker)
+            else:
+                self._give_back(worker)
+        except WorkerGoneError as gone:
+            result = Comparison(outcome=Outcome.BROKEN, detail=f"the worker is gone: {gone}")
             self._discard(worker)
         except DeadlineError:
             seconds = self._limits.wall_seconds
@@ -144,8 +160,7 @@ class ComparisonPool:
             self._give_back(worker)
         return result
 
-    def _post_mortem(self, worker: Worker, deadline: float, *, reference_read: bool) -> Comparison:
-        code = worker.exit_code(deadline)
+    def _post_mortem(self, code: int, *, reference_read: bool) -> Comparison:
         if code == -signal.SIGPROF:
             outcome, limit = Outcome.TIME_LIMIT, f"{self._limits.cpu_seconds:g} s of CPU time"
         elif code in (MEMORY_EXIT_CODE, -signal.SIGSEGV):  # the C stack ends in SIGSEGV
@@ -165,6 +180,9 @@ class ComparisonPool:
             if self._closed:
                 raise WorkerStartError("the pool is closed")
             worker = self._idle.pop() if self._idle else None
+        if worker is not None and not worker.is_quiet():
+            worker.kill()
+            worker = None
         if worker is None:
             worker = Worker(self._limits)
         with self._lock:

@@ -67,6 +67,18 @@ class WorkerGoneError(Exception):
     """The worker closed its end of the pipe."""
 
 
+class ServerEndedError(Exception):
+    """The worker's server process ended during the request; another one is there already.
+
+    Attributes:
+        exit_code: Negative for a signal.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"exit code {exit_code}")
+        self.exit_code = exit_code
+
+
 class DeadlineError(Exception):
     """The worker did not answer in time."""
 
@@ -100,7 +112,7 @@ class Worker:
         os.set_blocking(self._stdin.fileno(), False)
         try:
             ready = self.receive(time.monotonic() + limits.start_seconds)
-        except (WorkerGoneError, DeadlineError, ValueError) as error:
+        except (WorkerGoneError, ServerEndedError, DeadlineError, ValueError) as error:
             self.kill()
             raise WorkerStartError(f"a worker did not start: {error}") from error
         except BaseException:
@@ -112,7 +124,7 @@ class Worker:
                 f"Math-Verify does not import: {ready.get('error')}; pip install 'rewardsvc[math]'"
             )
 
-    def send(self, message: dict[str, str], deadline: float) -> None:
+    def send(self, message: dict[str, object], deadline: float) -> None:
         data = json.dumps(message).encode()  # ASCII, so lone surrogates survive
         view = memoryview(_HEADER.pack(len(data)) + data)
         while view:
@@ -129,7 +141,17 @@ class Worker:
         message = json.loads(self._read(length, deadline))
         if not isinstance(message, dict):
             raise ValueError("a frame that is no object")
+        if "ended" in message:
+            raise ServerEndedError(int(message["ended"]))
         return message
+
+    def is_quiet(self) -> bool:
+        """Whether it lives and nothing was sent unasked, as when its server was killed idle."""
+        if self._process.poll() is not None:
+            return False
+        poll = select.poll()
+        poll.register(self._stdout.fileno(), select.POLLIN)
+        return not poll.poll(0)
 
     def _read(self, num_bytes: int, deadline: float) -> bytes:
         data = b""
@@ -147,13 +169,6 @@ class Worker:
         poll.register(descriptor, event)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise DeadlineError("it did not answer in time")
-
-    def exit_code(self, deadline: float) -> int | None:
-        """Its exit code once it has ended, negative for a signal; None if it has not by then."""
-        try:
-            return self._process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return None
 
     def stop(self) -> None:
         """Ends it at once; whoever waits for its answer finds that it ended, and calls `kill`."""

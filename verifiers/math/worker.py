@@ -2,61 +2,107 @@
 
 Frames on stdin and stdout are a length (4 bytes, big-endian) and UTF-8 JSON. On start it sends
 `{"ready": true}`, or `{"ready": false, "error": …}` where Math-Verify is missing. To each
-`{"reference", "answer"}` it sends two frames: `{"reference_ok": bool}` as soon as the reference has
-been parsed and, if it is a number, evaluated, so that the parent knows whom to blame if the second
-is long in coming, and `{"equal": bool, "detail": str}`.
+`{"reference", "answer", "spent_seconds"}` it sends two frames: `{"reference_ok": bool}` as soon as
+the reference has been parsed and, if it is a number, evaluated, so that the parent knows whom to
+blame if the second is long in coming, and `{"equal": bool, "detail": str}`.
 
-The parent limits it from outside (a deadline) and inside (memory, CPU time per request): a run-away
-expression ends the process, not the request. Answers are only ever parsed as LaTeX, by a grammar;
-the reader of plain expressions in Math-Verify hands text to Python's `eval` and is not used.
+Imports take a second, so they happen once: this process forks a child that serves the requests. A
+run-away expression ends the child, by its limits of memory and of CPU time per request; then this
+process sends `{"ended": exit code}` in place of what the child did not send, and forks another,
+which takes milliseconds. The parent has a deadline for the whole.
+
+Answers are only ever parsed as LaTeX, by a grammar; the reader of plain expressions in Math-Verify
+hands text to Python's `eval` and is not used.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import resource
 import signal
 import struct
 import sys
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 _HEADER = struct.Struct(">I")
+_PR_SET_PDEATHSIG = 1
+_MEMORY_EXIT_CODE = 77
+"""As `pool.MEMORY_EXIT_CODE`; this script imports nothing of the package."""
+_ENDING_SECONDS = 0.03
+"""What ending a process that holds much memory may take; it counts as the answer's time too."""
+_MIN_SHARE = 0.5
+"""Of the limit, which a comparison has in any case."""
 _RELATIVE_TOLERANCE = 1e-5
 """Two numbers that Math-Verify takes for equal may differ by this; it compares absolute digits."""
+_EXACT_TOLERANCE = 1e-25
+"""The same, where neither has a decimal point."""
 
 
 def main() -> None:
     """Serves requests until stdin ends. Arguments: memory in bytes, CPU seconds a request."""
     memory_bytes, cpu_seconds = int(sys.argv[1]), float(sys.argv[2])
-    requests = sys.stdin.buffer
     # Parsers print; what they print must not end up between the frames.
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     os.dup2(null, 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that uses us
     try:
         judge = _Judge()
     except Exception as error:  # a broken installation can fail in any way
         _send(replies, {"ready": False, "error": f"{type(error).__name__}: {error}"})
         return
-    _limit(memory_bytes)
     _send(replies, {"ready": True})
+    gc.freeze()  # or each child's first collection would copy all that it shares with us
     while True:
-        header = requests.read(_HEADER.size)
-        if len(header) < _HEADER.size:
+        child = os.fork()
+        if not child:
+            _serve_as_child(judge, replies, memory_bytes, cpu_seconds)
+        _, status = os.waitpid(child, 0)
+        exit_code = os.waitstatus_to_exitcode(status)
+        if exit_code == 0:
             return
-        request = json.loads(requests.read(_HEADER.unpack(header)[0]))
-        # The default action of SIGPROF ends the process, even inside one long C call.
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-        reference = judge.read_reference(request["reference"])
-        _send(replies, {"reference_ok": reference is not None})
-        if reference is None:
-            detail, equal = "the reference cannot be read as mathematics", False
-        else:
-            equal, detail = judge.compare(reference, request["answer"])
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _send(replies, {"equal": equal, "detail": detail})
+        _send(replies, {"ended": exit_code})
+
+
+def _serve_as_child(
+    judge: _Judge, replies: BinaryIO, memory_bytes: int, cpu_seconds: float
+) -> NoReturn:
+    """Serves requests until stdin ends or a limit is reached, and ends this process."""
+    parent = os.getppid()
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:  # or it died before it could take us along
+            _limit(memory_bytes)
+            _serve(judge, replies, cpu_seconds)
+    except MemoryError:
+        os._exit(_MEMORY_EXIT_CODE)
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+def _serve(judge: _Judge, replies: BinaryIO, cpu_seconds: float) -> None:
+    with os.fdopen(os.dup(0), "rb") as requests:
+        while True:
+            header = requests.read(_HEADER.size)
+            if len(header) < _HEADER.size:
+                return
+            request = json.loads(requests.read(_HEADER.unpack(header)[0]))
+            # The default action of SIGPROF ends the process, even inside one long C call.
+            left = cpu_seconds - request["spent_seconds"] - _ENDING_SECONDS
+            signal.setitimer(signal.ITIMER_PROF, max(cpu_seconds * _MIN_SHARE, left))
+            reference = judge.read_reference(request["reference"])
+            _send(replies, {"reference_ok": reference is not None})
+            if reference is None:
+                detail, equal = "the reference cannot be read as mathematics", False
+            else:
+                equal, detail = judge.compare(reference, request["answer"])
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            _send(replies, {"equal": equal, "detail": detail})
 
 
 class _Judge:
@@ -125,12 +171,13 @@ class _Judge:
         """Whether two constants are apart by more than rounding, relative to their size."""
         if not (self._is_constant(reference) and self._is_constant(answer)):
             return False
-        left, right = complex(reference.evalf(30)), complex(answer.evalf(30))
-        if left == right:
-            return False
-        if 100 * left == right or left == 100 * right:  # Math-Verify reads 50% as 50 and as 0.5
-            return False
-        if abs(left - right) <= _RELATIVE_TOLERANCE * max(abs(left), abs(right)):
+        # Not as floats: 1/2004! is none.
+        left, right = reference.evalf(30), answer.evalf(30)
+        if left == right or 100 * left == right or left == 100 * right:
+            return False  # Math-Verify reads 50% as 50 and as 0.5
+        rounded = reference.has(self._sympy.Float) or answer.has(self._sympy.Float)
+        tolerance = _RELATIVE_TOLERANCE if rounded else _EXACT_TOLERANCE
+        if abs(left - right) <= tolerance * max(abs(left), abs(right)):
             return False
         return bool(self._sympy.simplify(reference - answer) != 0)
 
@@ -157,7 +204,6 @@ def _limit(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that uses us
 
 
 def _send(replies: BinaryIO, message: dict[str, object]) -> None:
@@ -168,7 +214,4 @@ def _send(replies: BinaryIO, message: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MemoryError:
-        os._exit(77)  # as `pool.MEMORY_EXIT_CODE`
+    main()

@@ -17,7 +17,7 @@ from rewardsvc.verifiers import ErrorKind, MathVerifier, Status
 from rewardsvc.verifiers.math import pool as pool_module
 from rewardsvc.verifiers.math import process as process_module
 from rewardsvc.verifiers.math.pool import ComparisonPool, Outcome
-from rewardsvc.verifiers.math.process import PoolLimits
+from rewardsvc.verifiers.math.process import PoolLimits, Worker
 
 POWER_TOWER = "9^{9^{9^{9^9}}}"
 
@@ -51,13 +51,62 @@ def test_a_runaway_or_unreadable_reference_is_a_bad_reference(pool: ComparisonPo
     assert pool.compare(POWER_TOWER, "x").outcome is Outcome.BAD_REFERENCE
 
 
-def test_a_worker_that_is_killed_is_no_verdict_and_is_replaced(pool: ComparisonPool) -> None:
+def test_a_worker_that_is_killed_between_requests_is_replaced(pool: ComparisonPool) -> None:
     pool.start()
     [worker] = pool._idle
     os.kill(worker._process.pid, signal.SIGKILL)
     worker._process.wait(30)
-    assert pool.compare("x", "x + 1").outcome is Outcome.BROKEN
+    assert pool.compare("x", "x + 1").outcome is Outcome.UNEQUAL
+    assert pool._idle != [worker]
+
+
+def test_a_server_that_is_killed_between_requests_is_replaced(pool: ComparisonPool) -> None:
+    pool.start()
+    [worker] = pool._idle
+    os.kill(server_of(worker), signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while worker.is_quiet() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert pool.compare("x", "x + 1").outcome is Outcome.UNEQUAL
     assert pool.compare("2x", "x + x").outcome is Outcome.EQUAL
+
+
+def server_of(worker: Worker) -> int:
+    """The child of a worker that serves its requests."""
+    tasks = Path(f"/proc/{worker._process.pid}/task/{worker._process.pid}/children")
+    deadline = time.monotonic() + 30
+    while not (children := tasks.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return int(children[0])
+
+
+@pytest.mark.parametrize("whom", ["worker", "server"])
+def test_a_worker_that_is_killed_in_the_middle_is_no_verdict(whom: str) -> None:
+    pool = ComparisonPool(PoolLimits(num_workers=1, cpu_seconds=300.0, wall_seconds=300.0))
+    pool.start()
+    [worker] = pool._idle
+    victim = worker._process.pid if whom == "worker" else server_of(worker)
+    outcomes: list[Outcome] = []
+    thread = threading.Thread(
+        target=lambda: outcomes.append(pool.compare("3", POWER_TOWER).outcome), daemon=True
+    )
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not pool._busy and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(victim, signal.SIGKILL)
+    thread.join(60)
+    assert outcomes == [Outcome.BROKEN]
+    assert pool.compare("2x", "x + x").outcome is Outcome.EQUAL
+    pool.close()
+
+
+def test_a_runaway_answer_costs_a_fork_and_no_new_interpreter(pool: ComparisonPool) -> None:
+    pool.start()
+    [worker] = pool._idle
+    assert pool.compare("3", POWER_TOWER).outcome is Outcome.TIME_LIMIT
+    assert pool.compare("2x", "x + x").outcome is Outcome.EQUAL
+    assert pool._idle == [worker]
 
 
 def test_many_threads_share_few_workers(pool: ComparisonPool) -> None:
@@ -140,7 +189,7 @@ def test_a_worker_that_cannot_start_says_what_to_install(
     (tmp_path / "math_verify.py").write_text("raise ImportError('not here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     limits = PoolLimits(num_workers=1, queue_seconds=121.0)
-    verdict = MathVerifier(limits=limits).verify(r"\boxed{2x}", "x")
+    verdict = MathVerifier(limits=limits).verify(r"\boxed{\sin x}", r"\cos x")
     assert verdict.error is ErrorKind.SANDBOX_FAILURE
     assert verdict.reward is None
     assert "rewardsvc[math]" in verdict.explanation
