@@ -15,6 +15,11 @@ _SPELLINGS = str.maketrans(
         "≥": r"\ge ",
         "≠": r"\ne ",
         "π": r"\pi ",
+        "√": r"\sqrt ",
+        "≈": r"\approx ",
+        "²": "^2",
+        "³": "^3",
+        "€": r" \text{euros}",
         "∞": r"\infty ",
         "\u00a0": " ",
         "$": " ",
@@ -22,10 +27,19 @@ _SPELLINGS = str.maketrans(
     }
 )
 _LAYOUT = re.compile(
-    r"\\(?:left|right|bigl?|bigr|Bigl?|Bigr|displaystyle|textstyle|limits)(?![A-Za-z])"
+    r"\\(?:left|right|[bB]ig{1,2}[lr]?|displaystyle|textstyle|limits)(?![A-Za-z])\.?"
     r"|(?<!\\)\\[()\[\]]"
 )
-_SPACE_COMMAND = re.compile(r"(?<!\\)\\[,;:! ]|\\(?:quad|qquad)(?![A-Za-z])")
+_SPACE_COMMAND = re.compile(r"(?<!\\)\\[,;: ]|\\(?:quad|qquad)(?![A-Za-z])")
+_DOUBLED = re.compile(
+    r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|pi|text|left|right|leq?|geq?|neq?|in|cup|cap|infty|pm|cdot"
+    r"|times|begin|end|boxed)(?![A-Za-z]))"
+)
+"""A backslash of JSON that was escaped once too often."""
+_NEGATIVE_SPACE = re.compile(r"(?<!\\)\\!\s?")
+_PRICE = re.compile(r"\s*(-?)\\\$\s?([0-9][0-9,]*(?:\.[0-9]+)?)\.?\s*", re.ASCII)
+_BETWEEN_DIGITS = re.compile(r"(?<=[0-9])\s+(?=[0-9])", re.ASCII)
+_ONE_IN_BRACES = re.compile(r"([_^])\{([A-Za-z0-9])\}", re.ASCII)
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s{0,8}\{([^{}]*)\}")
 _PROSE = re.compile(r"[A-Za-z][A-Za-z' -]*", re.ASCII)
@@ -38,8 +52,15 @@ _MIN_PROSE_LETTERS = 4
 
 def normalised(text: str) -> str:
     """`text` without layout commands, dollar signs, a full stop at its end and braces around it."""
-    # `\$5` is a price: its backslash must go with the sign.
-    text = text.replace(r"\$", " ").translate(_SPELLINGS)
+    price = _PRICE.fullmatch(text)
+    if price is not None:
+        return rf"{price[1]}{price[2]} \text{{dollars}}"
+    # The backslash of a dollar sign must go with it.
+    text = (
+        _NEGATIVE_SPACE.sub("", _DOUBLED.sub("\\\\", text))
+        .replace(r"\$", " ")
+        .translate(_SPELLINGS)
+    )
     text = _SPACE_COMMAND.sub(" ", _LAYOUT.sub(" ", text))
     text = " ".join(_FRACTION.sub(r"\\frac", text).split())
     text = text.removesuffix(".").rstrip()
@@ -55,9 +76,16 @@ def text_key(text: str) -> str:
     words = _WORDS.sub(r"\1", text)
     if is_prose(text):
         return " ".join(words.casefold().split())
-    key = "".join(words.split())
+    # 4 2 is not 42, nor 1 1/2 eleven halves.
+    words = _BETWEEN_DIGITS.sub("_", words)
+    key = _ONE_IN_BRACES.sub(r"\1\2", "".join(words.split()))
     choice = _CHOICE.fullmatch(key)
     return choice.group(1) if choice else key
+
+
+def prose_key(text: str) -> str:
+    """What two texts share that say the same words, in whatever case and type face."""
+    return " ".join(_WORDS.sub(r"\1", text).casefold().split()).removesuffix(".")
 
 
 def is_prose(text: str) -> bool:

@@ -21,7 +21,7 @@ _LEXEME = re.compile(
     r"""\s*(?:
       (?P<whole>[0-9]{1,30})\s?\\frac\s?(?:\{\s?(?P<num>[0-9]{1,30})\s?\}\s?
           \{\s?(?P<den>[0-9]{1,30})\s?\}|(?P<num1>[0-9])\s?(?P<den1>[0-9])(?![0-9]))
-    | (?P<grouped>[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+(?:\.[0-9]+)?)(?![0-9,])
+    | (?P<grouped>[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+(?:\.[0-9]+)?)(?![0-9,])
     | (?P<decimal>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9}(?![0-9]))?)
     | \\frac\s?(?P<top>[0-9])\s?(?P<bottom>[0-9])
     | (?P<frac>\\frac)(?=\s?\{)
@@ -31,7 +31,7 @@ _LEXEME = re.compile(
     )""",
     re.ASCII | re.VERBOSE,
 )
-_PERCENT = re.compile(r"\s*(?:\\?%|percent)\s*\Z", re.ASCII)
+_PERCENT = re.compile(r"\s*(?:\\?%|percent(?:age)?|pct)\s*\Z", re.ASCII)
 _PLAIN_DECIMAL = re.compile(r"-?\s?(?:0|[1-9][0-9]*)?\.([0-9]+)", re.ASCII)
 
 
@@ -66,24 +66,29 @@ class Rational:
     def _stands_for(self, other: Rational) -> bool:
         return (
             self.places > 0
-            and not _is_finite_decimal(other.value)
+            and not is_finite_decimal(other.value)
             and round(other.value, self.places) == self.value
         )
 
 
 def parse_rational(text: str) -> Rational | None:
     """The number that a normalised text writes; None if it writes none, or one out of hand."""
-    percent = _PERCENT.search(text)
-    if percent:
-        text = text[: percent.start()]
+    text, percent = split_percent(text)
     try:
         value = evaluate(_tokenize(text))
     except RefusedError:
         return None
-    return Rational(value=value, percent=percent is not None, places=_places(text))
+    return Rational(value=value, percent=percent, places=decimal_places(text))
 
 
-def _places(text: str) -> int:
+def split_percent(text: str) -> tuple[str, bool]:
+    """A text without the percent sign at its end, and whether there was one."""
+    percent = _PERCENT.search(text)
+    return (text[: percent.start()], True) if percent else (text, False)
+
+
+def decimal_places(text: str) -> int:
+    """Digits after the point of a plain decimal of enough significant digits; else 0."""
     match = _PLAIN_DECIMAL.fullmatch(text.strip())
     if match is None:
         return 0
@@ -91,7 +96,7 @@ def _places(text: str) -> int:
     return len(match.group(1)) if len(significant) >= _MIN_ROUNDED_DIGITS else 0
 
 
-def _is_finite_decimal(value: Fraction) -> bool:
+def is_finite_decimal(value: Fraction) -> bool:
     denominator = value.denominator
     for prime in (2, 5):
         while denominator % prime == 0:

@@ -4,35 +4,26 @@ Three steps: find the answer (`extract`), decide exactly what can be decided exa
 Math-Verify in a process that can be killed about the rest (`pool`, `worker`).
 
 Who is to blame. A reference that cannot be read, or that uses up the limits by itself, is a
-BAD_REFERENCE and no reward. If the reference alone was read (and evaluated,
-if it is a number) in time, whatever happens afterwards is
-the answer's doing: a power tower or a factorial of a billion is TIME_LIMIT or MEMORY_LIMIT with
-reward 0. A machine too busy to answer is VERIFIER_TIMEOUT, a pool that cannot work SANDBOX_FAILURE,
-and neither is a reward.
+BAD_REFERENCE and no reward. If the reference alone was read (and evaluated, if it is a number) in
+time, whatever happens afterwards is the answer's doing: a power tower or a factorial of a billion
+is TIME_LIMIT or MEMORY_LIMIT with reward 0. A machine too busy to answer is VERIFIER_TIMEOUT, a
+pool that cannot work SANDBOX_FAILURE, and neither is a reward.
 
-Where this deliberately differs from Math-Verify alone:
-
-* Rationals are compared exactly: 1/2^99 is not 1/2^98, nor 10^-20 equal to 10^-21. A decimal of six
-  or more significant digits stands for what rounds to it; shorter ones are what they say. Other
-  constants must agree to five significant digits, however small they are.
-* Units count: 10 cm is not 10 m, 5 h is 300 min. A missing unit is no mistake.
-* `1e3` is 1000, not a product with Euler's number.
-* `i` is the imaginary unit where nothing else is unknown: e^{iπ} is −1.
-* Different boxes are a hedge and wrong, unless the reference is a list of as many answers or
-  `last_box_only` is set; so is "2 or 3". What stands inside `<think>…</think>` is no answer.
-* A last box that is never closed is no answer, whatever was boxed before.
-* A reference in words is compared as text, not as a product of its letters.
+What counts as equal, and where that deliberately differs from Math-Verify alone, is in
+docs/verifiers.md.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 from rewardsvc.verifiers.math.extract import Extracted, extract_math_answer, extract_reference
+from rewardsvc.verifiers.math.form_reader import count_items
 from rewardsvc.verifiers.math.pool import Comparison, Outcome, shared_pool
 from rewardsvc.verifiers.math.process import PoolLimits
-from rewardsvc.verifiers.math.stages import EXACT_STAGES, Question, reference_problem, shown
+from rewardsvc.verifiers.math.stages import Question, decide, reference_problem, shown
 from rewardsvc.verifiers.types import ErrorKind, Status, Verdict
 
 _FAILED: dict[Outcome, ErrorKind] = {
@@ -73,6 +64,7 @@ class MathVerifier:
             ACCEPTED, NO_ANSWER, WRONG_ANSWER, TIME_LIMIT or MEMORY_LIMIT with a reward, or
             BAD_REFERENCE, VERIFIER_TIMEOUT or SANDBOX_FAILURE without.
         """
+        began = time.thread_time()
         reference = extract_reference(answer)
         problem = reference_problem(reference)
         if problem:
@@ -83,12 +75,13 @@ class MathVerifier:
         given = self._one_answer(found, reference)
         if given is None:
             return Verdict.rejected(f"{len(found.answers)} different boxes")
-        question = Question(reference=reference, answer=given)
-        for stage in EXACT_STAGES:
-            verdict = stage(question)
-            if verdict is not None:
-                return verdict
-        return _verdict(shared_pool(self.limits).compare(reference, given), question)
+        decided = decide(Question(reference=reference, answer=given))
+        if isinstance(decided, Verdict):
+            return decided
+        comparison = shared_pool(self.limits).compare(
+            decided.reference, decided.answer, spent_seconds=time.thread_time() - began
+        )
+        return _verdict(comparison, decided)
 
     async def averify(self, completion: str, answer: str) -> Verdict:
         """`verify` on a thread of the running event loop's executor."""
@@ -98,7 +91,7 @@ class MathVerifier:
         """What to compare; None if the completion hedges."""
         if len(found.answers) == 1 or self.last_box_only:
             return found.answers[-1]
-        if reference.count(",") == len(found.answers) - 1:
+        if count_items(reference) == len(found.answers):
             return ", ".join(found.answers)
         return None
 
