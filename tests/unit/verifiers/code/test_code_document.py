@@ -79,8 +79,8 @@ def test_other_documents() -> None:
         ('{"type": "function", "function": "f", "tests": [{"args": []}]}', "expected is missing"),
         ('{"type": "function", "function": "f", "tests": [{"args": 1, "expected": 1}]}', "args"),
         ('{"inputs": ["1"], "outputs": []}', "1 entries and outputs 0"),
-        ('{"inputs": [1], "outputs": [1]}', "stdin of a test is a int"),
-        ('{"inputs": [], "outputs": [], "fn_name": "f"}', "fn_name is 'f'"),
+        ('{"inputs": [1], "outputs": [1]}', "input or output 1, must be text"),
+        ('{"inputs": [], "outputs": [], "fn_name": 3}', "fn_name is 3"),
     ],
 )
 def test_error_names_the_field_and_the_value(document: str, message: str) -> None:

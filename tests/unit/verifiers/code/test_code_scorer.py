@@ -12,6 +12,8 @@ import pytest
 
 from rewardsvc.errors import ConfigError, DeadlinePassedError, ItemErrorCode
 from rewardsvc.scorers.code import Code, CodeConfig
+from rewardsvc.scorers.verifier import Verifier as VerifierScorer
+from rewardsvc.scorers.verifier import VerifierConfig
 from rewardsvc.scoring.build import BuildEnv
 from rewardsvc.scoring.context import CallContext, call_context
 from rewardsvc.scoring.types import Sample, Verdict
@@ -90,3 +92,19 @@ async def test_fraction_credit() -> None:
         assert (score.value, score.verdict) == (0.5, Verdict.PARTIAL)
     finally:
         await scorer.close()
+
+
+async def test_the_code_verifier_is_a_scorer_by_its_name_as_well() -> None:
+    config = VerifierConfig(type="verifier", name="code", options={"time_limit_ms": 2000})
+    scorer = VerifierScorer(config, ENV)
+    scores = await scorer.score(
+        [
+            sample("def add(a, b): return a + b"),
+            sample("def add(a, b): return a - b"),
+            sample("def add(a, b): return a + b", '["assert add(1, 2) == 3"]'),
+            sample("def add(a, b): return a + b", "{"),
+            sample("def add(a, b): return a + b", None),
+        ]
+    )
+    await scorer.close()
+    assert [score.value for score in scores] == [1.0, 0.0, 1.0, None, None]
