@@ -18,6 +18,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 BUILTIN: dict[str, str] = {
+    "code": "rewardsvc.verifiers.code:CodeVerifier",
     "countdown": "rewardsvc.verifiers.countdown:Countdown",
     "exact": "rewardsvc.verifiers.exact:ExactMatch",
     "format": "rewardsvc.verifiers.format:Format",

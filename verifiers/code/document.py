@@ -7,9 +7,8 @@
     {"type": "assert", "code": "assert add(1, 2) == 3", "entry_point": "add"}
     {"type": "interactive", "interactor": "...", "tests": [{"stdin": "7"}]}
 
-Two forms that data sets have are read as well: a list of assert statements (MBPP), and an object
-with `inputs` and `outputs` of whole programs (APPS, TACO). JSON has no tuples, so sequences are
-compared by their items here unless `compare` says otherwise.
+The forms that data sets have are read as well; see `dataset_forms`. JSON has no tuples, so
+sequences are compared by their items here unless `compare` says otherwise.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from rewardsvc.verifiers.code.asserts import AssertTests
 from rewardsvc.verifiers.code.cases import CallCase, StdioCase
 from rewardsvc.verifiers.code.checker import Checker
 from rewardsvc.verifiers.code.compare import Sequences, ValueComparison
+from rewardsvc.verifiers.code.dataset_forms import parse_dataset_form
 from rewardsvc.verifiers.code.function import FunctionTests
 from rewardsvc.verifiers.code.interactive import InteractiveTests
 from rewardsvc.verifiers.code.stdio import StdioTests
@@ -37,17 +37,29 @@ def parse_tests(document: str) -> Tests:
     """
     try:
         found = json.loads(document)
+        if isinstance(found, str):
+            raise ValueError("it is text once more")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"tests_json is no JSON: {error}") from error
-    if isinstance(found, list) and found and all(isinstance(line, str) for line in found):
-        return AssertTests("\n".join(found))
+    return suite_of(found)
+
+
+def suite_of(found: object) -> Tests:
+    """The suite that a document describes, once decoded: objects, lists and text.
+
+    Raises:
+        ValueError: If it describes none; names the field and the value.
+    """
+    if isinstance(found, str):
+        return parse_tests(found)
+    known = parse_dataset_form(found)
+    if known is not None:
+        return known
     if not isinstance(found, dict):
         raise ValueError(
             f"tests_json is a {type(found).__name__}: "
             "write an object, or a list of assert statements"
         )
-    if "type" not in found and {"inputs", "outputs"} <= found.keys():
-        return _pairs(found)
     reader = _READERS.get(_text(found, "type", default=""))
     if reader is None:
         raise ValueError(f"type is {found.get('type')!r}, known: {', '.join(_READERS)}")
@@ -93,18 +105,6 @@ def _assert(found: Mapping[str, Any]) -> Tests:
     _only(found, {"type", "code", "entry_point"}, "tests_json")
     entry_point = _text(found, "entry_point") if "entry_point" in found else None
     return AssertTests(_text(found, "code"), entry_point=entry_point)
-
-
-def _pairs(found: Mapping[str, Any]) -> Tests:
-    if found.get("fn_name"):
-        raise ValueError(
-            f"fn_name is {found['fn_name']!r}: write function tests as "
-            '{"type": "function", "function": ..., "tests": [{"args": [...], "expected": ...}]}'
-        )
-    inputs, outputs = _list(found, "inputs"), _list(found, "outputs")
-    if len(inputs) != len(outputs):
-        raise ValueError(f"inputs has {len(inputs)} entries and outputs {len(outputs)}")
-    return StdioTests([StdioCase(i, o) for i, o in zip(inputs, outputs, strict=True)])
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], Tests]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -32,11 +33,14 @@ class FunctionTests(Tests):
         function: Name of a function, or `Class.method`, of an instance made for each call.
         cases: Pairs of arguments and expected value, or `CallCase`s.
         comparison: When two values are the same.
+        or_method_of: Class whose method is called where the program has that class and no function
+            of that name at its top level; as in `class Solution` of many data sets.
     """
 
     function: str
     cases: Sequence[CallCase | tuple[Sequence[object], object]]
     comparison: ValueComparison = field(default_factory=ValueComparison, kw_only=True)
+    or_method_of: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", call_cases(self.cases))
@@ -48,7 +52,17 @@ class FunctionTests(Tests):
 
     def fingerprint(self) -> str:
         """See `Tests`."""
-        return json.dumps(["function", self.function, self._trees(), repr(self.comparison)])
+        function = [self.function, self.or_method_of]
+        return json.dumps(["function", function, self._trees(), repr(self.comparison)])
+
+    def _function_in(self, code: str) -> str:
+        if self.or_method_of is None or "." in self.function:
+            return self.function
+        has_class = re.search(rf"^class\s+{self.or_method_of}\b", code, re.MULTILINE)
+        has_function = re.search(rf"^(?:async\s+)?def\s+{self.function}\b", code, re.MULTILINE)
+        if has_class and not has_function:
+            return f"{self.or_method_of}.{self.function}"
+        return self.function
 
     def _trees(self) -> list[tuple[Tree, Tree, Tree]]:
         """Positional arguments, named arguments and expected value of each case, tagged."""
@@ -95,7 +109,9 @@ class FunctionTests(Tests):
         waiting = list(order)
         while waiting:
             cases = [trees[index][:2] for index in waiting]
-            outcome = call(bench, bench.code, self.function, cases, limits=bench.limits)
+            outcome = call(
+                bench, bench.code, self._function_in(bench.code), cases, limits=bench.limits
+            )
             if outcome.load_failure:
                 for index in waiting:
                     results[index] = self._result(index, Status.RUNTIME_ERROR, outcome.load_failure)

@@ -7,10 +7,13 @@ verdict.reward        # 1.0, 0.0, or None if it could not be judged
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
+from typing import Any, TypeAlias
 
 from rewardsvc.verifiers.code.cache import VerdictCache
+from rewardsvc.verifiers.code.document import suite_of
 from rewardsvc.verifiers.code.extract import extract_program
 from rewardsvc.verifiers.code.suite import Bench, Tests
 from rewardsvc.verifiers.code.verdict import (
@@ -23,6 +26,9 @@ from rewardsvc.verifiers.sandbox.languages import language as find_language
 from rewardsvc.verifiers.sandbox.sandbox import Sandbox, default_sandbox
 from rewardsvc.verifiers.sandbox.types import Limits
 from rewardsvc.verifiers.types import ErrorKind, Status
+
+TestsLike: TypeAlias = Tests | str | Mapping[str, Any] | Sequence[Any]
+"""A suite, or what its JSON document says."""
 
 _JUDGE_LIMITS = Limits(cpu_ms=10_000, memory_mib=1024)
 _DEFAULT_CACHE_ENTRIES = 4096
@@ -73,6 +79,16 @@ class CodeVerifier:
             UnknownLanguageError: If the language is unknown, or its tools are not installed.
             ValueError: If a limit is out of range, or partial credit is to stop early.
         """
+        self._settings: dict[str, Any] = {
+            "time_limit_ms": time_limit_ms,
+            "wall_limit_ms": wall_limit_ms,
+            "memory_mib": memory_mib,
+            "credit": credit,
+            "stop_early": stop_early,
+            "bare_code": bare_code,
+            "judge_limits": judge_limits,
+            "cache_entries": cache_entries,
+        }
         row = find_language(language)
         self.language = row.name
         self._names = frozenset((row.name, *row.aliases))
@@ -94,16 +110,31 @@ class CodeVerifier:
             self._sandbox = default_sandbox()
         return self._sandbox
 
-    def verify(self, completion: str, tests: Tests) -> CodeVerdict:
+    def __reduce__(self) -> tuple[Callable[..., CodeVerifier], tuple[Any, ...]]:
+        """A copy has the same settings, no verdicts, and the sandbox that its process shares."""
+        return partial(CodeVerifier, **self._settings), (self.language,)
+
+    def verify(self, completion: str, tests: TestsLike) -> CodeVerdict:
         """Judges the program in a completion; see `extract` for which one that is.
 
         Args:
             completion: Any text.
-            tests: What the program has to do.
+            tests: What the program has to do: a suite, or its JSON document as in a data set,
+                as text or decoded; see `document`.
 
         Returns:
             A verdict, always. It has no reward if the tests or the sandbox are at fault.
         """
+        if not isinstance(tests, Tests):
+            try:
+                tests = suite_of(tests)
+            except ValueError as error:
+                return CodeVerdict(
+                    status=Status.ERROR,
+                    reward=None,
+                    error=ErrorKind.BAD_REFERENCE,
+                    explanation=str(error),
+                )
         program = extract_program(completion, self._names, bare_code=self._bare_code)
         if program is None:
             return CodeVerdict(
