@@ -107,11 +107,25 @@ class OfflineTask(ABC):
     lengths: Mapping[Split, Sequence[int]]
     units: Mapping[Split, Sequence[int]]
 
-    def begin(self, split: Split, rows: Sequence[int]) -> None:  # noqa: B027
+    def begin(self, split: Split, rows: Sequence[int], step: int) -> Mapping[str, float]:
         """Called with all rows of a step, or of an evaluation, before they are cut into passes.
 
-        For what is estimated on the whole batch; most tasks have no such thing.
+        For what is made of or estimated on the whole batch; most tasks have no such thing. It may
+        change `units` of these rows; a step without any is skipped.
+
+        Args:
+            split: Which rows.
+            rows: Their numbers.
+            step: The step, from 1; the last one that was made for an evaluation.
+
+        Returns:
+            Metrics of the batch, logged as they are.
         """
+        return {}
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """What a checkpoint saves weights of, by name."""
+        return {"model": self.model}
 
     @abstractmethod
     def forward(self, split: Split, rows: Sequence[int]) -> BatchSums:
@@ -200,7 +214,7 @@ class _Loop:
         ) as log:
             log.rewind(first if first else -1)
             if first == 0:
-                before = self._evaluate()
+                before = self._evaluate(0)
                 if before:
                     log.step(0, before)
             for step in range(first + 1, self._total_steps + 1):
@@ -211,7 +225,7 @@ class _Loop:
                     config.eval_steps is not None and step % config.eval_steps == 0
                 ):
                     started = time.perf_counter()
-                    after = self._evaluate()
+                    after = self._evaluate(step)
                     phases["evaluate"] = time.perf_counter() - started
                 log.step(step, {**metrics, **after} if "evaluate" in phases else metrics, phases)
                 if step % config.save_steps == 0 or step == self._total_steps:
@@ -224,19 +238,31 @@ class _Loop:
             num_steps=self._total_steps,
             metrics=metrics,
             eval_before=before,
-            eval_after=after or self._evaluate(),
+            eval_after=after or self._evaluate(self._total_steps),
         )
 
     def _train_step(self, step: int) -> dict[str, float]:
         task, config = self._task, self._config
         lengths, units = task.lengths["train"], task.units["train"]
         rows = sorted(self._sampler.next_batch(), key=lambda row: lengths[row])
+        made = task.begin("train", rows, step)
         num_units = sum(units[row] for row in rows)
+        learning_rate = float(self._optimizer.param_groups[0]["lr"])
+        self._num_tokens += sum(lengths[row] for row in rows)
+        always = {
+            **made,
+            "learning_rate": learning_rate,
+            "num_tokens": float(self._num_tokens),
+            "epoch": self._sampler.epoch,
+        }
+        if not num_units:
+            self._optimizer.step()  # without gradients it changes nothing, not even by decay
+            self._scheduler.step()
+            return {**always, "skipped": 1.0}
         sums: dict[str, float] = {}
-        task.begin("train", rows)
         task.model.train()
-        for start in range(0, len(rows), self._micro_size):
-            found = task.forward("train", rows[start : start + self._micro_size])
+        for micro in self._micro_batches(rows, units):
+            found = task.forward("train", micro)
             (found.loss / num_units).backward()  # type: ignore[no-untyped-call]
             _add(sums, {"loss": found.loss.item(), **found.metrics})
         task.model.eval()  # type: ignore[no-untyped-call]
@@ -246,35 +272,41 @@ class _Loop:
                 f"step {step}: the gradient is {grad_norm}; "
                 f"lower learning_rate (now {config.learning_rate}) or use dtype: float32"
             )
-        learning_rate = float(self._optimizer.param_groups[0]["lr"])
         self._optimizer.step()
         self._scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._num_tokens += sum(lengths[row] for row in rows)
         return {
             **{name: total / num_units for name, total in sums.items()},
             "grad_norm": grad_norm,
-            "learning_rate": learning_rate,
-            "num_tokens": float(self._num_tokens),
-            "epoch": self._sampler.epoch,
+            **always,
         }
 
+    def _micro_batches(self, rows: Sequence[int], units: Sequence[int]) -> list[Sequence[int]]:
+        """The rows that have units, cut into passes."""
+        left = [row for row in rows if units[row]]
+        return [
+            left[start : start + self._micro_size] for start in range(0, len(left), self._micro_size)
+        ]
+
     @torch.no_grad()
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, step: int) -> dict[str, float]:
         """Held-out means, under the names of the training metrics with "eval_" before them."""
         task = self._task
         lengths = task.lengths["eval"]
         if not lengths:
             return {}
         rows = sorted(range(len(lengths)), key=lambda row: lengths[row])
-        task.begin("eval", rows)
+        found = dict(task.begin("eval", rows, step))
+        units = task.units["eval"]
+        rows = [row for row in rows if units[row]]
         size = self._config.per_device_eval_batch_size
         sums: dict[str, float] = {}
         for start in range(0, len(rows), size):
-            found = task.forward("eval", rows[start : start + size])
-            _add(sums, {"loss": found.loss.item(), **found.metrics})
-        num_units = sum(task.units["eval"])
-        return {f"eval_{name}": total / num_units for name, total in sums.items()}
+            part = task.forward("eval", rows[start : start + size])
+            _add(sums, {"loss": part.loss.item(), **part.metrics})
+        num_units = sum(units)
+        found |= {name: total / num_units for name, total in sums.items()}
+        return {f"eval_{name}": value for name, value in found.items()}
 
     def _resume(self) -> int:
         """Loads what the configuration says to resume from, and gives the steps done."""
@@ -302,7 +334,7 @@ class _Loop:
 
     def _parts(self) -> dict[str, Any]:
         return {
-            "modules": {"model": self._task.model},
+            "modules": dict(self._task.modules()),
             "optimizers": {"optimizer": self._optimizer},
             "schedulers": {"scheduler": self._scheduler},
         }

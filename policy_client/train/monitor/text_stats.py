@@ -84,7 +84,8 @@ def text_stats(
         )
     first: dict[Hashable, Tokens] = {}
     for prompt, row in zip(prompts, rows, strict=True):
-        first.setdefault(prompt, row)
+        if prompt not in first:
+            first[prompt] = row
     answers = list(first.values())
     openings = Counter(tuple(row[:OPENING_TOKENS]) for row in answers if row)
     whole = Counter(tuple(row) for row in answers)

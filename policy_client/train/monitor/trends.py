@@ -96,4 +96,5 @@ def bimodality(values: Sequence[float]) -> float:
     excess = float((deviation**4).mean()) / variance**2 - 3.0
     skew *= math.sqrt(num * (num - 1)) / (num - 2)
     excess = (num - 1) / ((num - 2) * (num - 3)) * ((num + 1) * excess + 6.0)
-    return (skew**2 + 1.0) / (excess + 3.0 * (num - 1) ** 2 / ((num - 2) * (num - 3)))
+    heaps = (skew**2 + 1.0) / (excess + 3.0 * (num - 1) ** 2 / ((num - 2) * (num - 3)))
+    return float(heaps)

@@ -191,11 +191,12 @@ class KtoTask(OfflineTask):
         }
         self.units = {split: [1] * len(found) for split, found in rows.items()}
 
-    def begin(self, split: Split, rows: Sequence[int]) -> None:
+    def begin(self, split: Split, rows: Sequence[int], step: int) -> Mapping[str, float]:
         """Estimates the reference point on the whole batch, however it is cut afterwards."""
         mismatched = [self._mismatched[split][row] for row in rows]
         logps_N = self._policy.in_batches(mismatched, self._batch_size)
         self._kl = kto_kl(logps_N - self._mismatched_reference[split][list(rows)])
+        return {"kl": float(self._kl)}
 
     def forward(self, split: Split, rows: Sequence[int]) -> BatchSums:
         """See `OfflineTask`."""
@@ -218,7 +219,6 @@ class KtoTask(OfflineTask):
                 "rewards/desirable": float(reward_N[desirable_N].sum()),
                 "rewards/undesirable": float(reward_N[~desirable_N].sum()),
                 "rewards/accuracies": float(right_N.sum()),
-                "kl": float(self._kl) * len(found),
             },
         )
 
