@@ -4,7 +4,7 @@
       port: 50051
       api_key_env: REWARDSVC_API_KEY
     engine:
-      max_batch_tokens: 16384
+      max_batch_tokens: 8192
     scorers:
       helpful: {type: orm, model: ./models/helpful-rm, dtype: bfloat16}
       math:    {type: math}
@@ -83,6 +83,11 @@ class ServerSettings(_Section):
     )
     api_key_env: str | None = Field(
         None, description="Environment variable with the key that callers must send; None: no key."
+    )
+    client_keys: dict[str, str] = Field(
+        default_factory=dict,
+        description="Client → environment variable with a key of its own, which names the client "
+        "for fair sharing; as good as the common key but for AdminService.",
     )
     tls: TlsSettings | None = None
     reflection: bool = True

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter as Counts
 from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 import rewardsvc
-from rewardsvc.engine.observe import BatchReport
+from rewardsvc.engine.observe import BatchReport, Reuse
 from rewardsvc.errors import ItemError, status_of
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKENS = (64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
+MAX_CLIENTS = 64
+"""Clients with a label of their own; what others do is counted under `OTHER_CLIENTS`. Names come
+from callers, and each label costs memory here and in Prometheus for ever."""
+
+OTHER_CLIENTS = "(others)"
 ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -93,6 +100,20 @@ class Metrics:
             ["scorer", "status"],
             registry=r,
         )
+        self._reused = Counter(
+            "rewardsvc_reused_samples",
+            "Samples that were not computed: `cache`, or `in_flight` for another call already.",
+            ["model", "source"],
+            registry=r,
+        )
+        self._client_tokens = Counter(
+            "rewardsvc_client_tokens",
+            f"Tokens answered to a client; to the first {MAX_CLIENTS} that come, and all others.",
+            ["client"],
+            registry=r,
+        )
+        self._clients: set[str] = set()
+        self._clients_lock = threading.Lock()
         self._calls = Gauge("rewardsvc_calls_in_flight", "RPCs being answered.", registry=r)
 
     def batch_done(self, report: BatchReport) -> None:
@@ -112,11 +133,26 @@ class Metrics:
         self._queue_items.labels(model).set(num_items)
         self._queue_tokens.labels(model).set(num_tokens)
 
+    def reused(self, model: str, reuse: Reuse, num_items: int) -> None:
+        """So many items found their answer, or somebody who computes it, already there."""
+        self._reused.labels(model, reuse).inc(num_items)
+
+    def served(self, client: str, num_tokens: int) -> None:
+        """So many tokens of a client's items were answered."""
+        if client not in self._clients:
+            with self._clients_lock:
+                if len(self._clients) < MAX_CLIENTS:
+                    self._clients.add(client)
+                else:
+                    client = OTHER_CLIENTS
+        self._client_tokens.labels(client).inc(num_tokens)
+
     def answered(self, scorer: str, seconds: float, errors: Sequence[ItemError | None]) -> None:
         """A call to a scorer was answered, with or without an error for each item."""
         self._latency.labels(scorer).observe(seconds)
-        for error in errors:
-            self._samples.labels(scorer, error.code if error else "ok").inc()
+        outcomes = Counts(error.code if error else "ok" for error in errors)
+        for outcome, count in outcomes.items():
+            self._samples.labels(scorer, outcome).inc(count)
 
     def refused(self, scorer: str, error: Exception) -> None:
         """A call to a scorer ended with an error."""

@@ -7,6 +7,8 @@ others names them; `rewardsvc.config` gives scorers written in place a name of t
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -20,6 +22,14 @@ class ScorerConfigBase(BaseModel):
     def children(self) -> tuple[str, ...]:
         """Names of the scorers that this one is built on."""
         return ()
+
+    def worker_devices(self) -> tuple[str, ...]:
+        """Devices of the worker processes that serve it, one each; none: this process does."""
+        return ()
+
+    def on_worker(self, device: str) -> dict[str, Any]:
+        """The section that a worker process loads on its device, as JSON values."""
+        raise NotImplementedError(f"type {self.type!r} is not served by worker processes")
 
     def runs_code_of_the_config(self) -> bool:
         """Whether loading this section runs code that the section chooses (a user's module, remote

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rewardsvc.engine.host import EngineHost
@@ -46,6 +46,8 @@ class Registry:
         engine: EngineHost,
         base_dir: Path,
         observer: ScoringObserver | None = None,
+        *,
+        remote: Callable[[ScorerConfigBase, BuildEnv], Scorer] | None = None,
     ) -> None:
         """Starts empty.
 
@@ -53,10 +55,12 @@ class Registry:
             engine: Devices and batchers for the scorers that hold models.
             base_dir: Where relative paths in scorer configurations start.
             observer: Told of every call to every scorer.
+            remote: Makes the scorer of a section with `worker_devices`; None: there are no workers.
         """
         self._engine = engine
         self._base_dir = base_dir
         self._observer = observer or NullScoringObserver()
+        self._remote = remote
         self._slots: dict[str, Slot] = {}
         self._changing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -206,7 +210,12 @@ class Registry:
         env = BuildEnv(name=slot.name, base_dir=self._base_dir, child=self.get, engine=self._engine)
         for child in slot.config.children():
             self.get(child).require()
-        scorer = scorer_class(slot.config.type)(slot.config, env)
+        if slot.config.worker_devices():
+            if self._remote is None:
+                raise ConfigError("devices, replicas: there are no worker processes here")
+            scorer = self._remote(slot.config, env)
+        else:
+            scorer = scorer_class(slot.config.type)(slot.config, env)
         try:
             await scorer.start()
         except BaseException:

@@ -59,6 +59,16 @@ class Scorer(ABC):
         """Changes when the same sample may score differently than before; empty if never."""
         return ""
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether it can answer now; False for one whose model is elsewhere and gone."""
+        return True
+
+    @property
+    def notice(self) -> str:
+        """What whoever operates the server should know of it; mostly nothing."""
+        return ""
+
     async def start(self) -> None:  # noqa: B027 - most verifiers load nothing
         """Loads what scoring needs.
 

@@ -103,14 +103,25 @@ class Slot(TokenScorer):
         return self.live.scorer.version if self.live else ""
 
     @property
+    def is_serving(self) -> bool:
+        """Whether the scorer inside can answer now."""
+        return self.live is not None and self.live.scorer.is_serving
+
+    @property
+    def notice(self) -> str:
+        """What the scorer inside has to say."""
+        return self.live.scorer.notice if self.live else ""
+
+    @property
     def info(self) -> ScorerInfo:
-        """What is known of it now."""
+        """What is known of it now. One that is loaded and cannot answer is LOADING: it will."""
+        is_down = self.state is State.READY and not self.is_serving
         return ScorerInfo(
             name=self.name,
             type=self.config.type,
-            state=self.state,
+            state=State.LOADING if is_down else self.state,
             version=self.version,
-            message=self.message,
+            message=self.message or self.notice,
         )
 
     def require(self) -> Live:

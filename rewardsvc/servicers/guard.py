@@ -28,7 +28,6 @@ RETRY_DELAY_KEY = "retry-delay-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED: when to try again."""
 
 MAX_PRIORITY = 100
-MAX_CLIENT_ID_BYTES = 128
 NO_DEADLINE_S = 10 * 365 * 86_400.0
 """gRPC reports a call without a deadline as one that is centuries away."""
 
@@ -52,30 +51,34 @@ async def statuses(context: Any) -> AsyncIterator[None]:
         )
 
 
-@asynccontextmanager
-async def deadline(
-    context: Any, default_s: float, *, priority: int = 0, client_id: str = ""
-) -> AsyncIterator[CallContext]:
-    """Runs the block under the caller's deadline, or `default_s` seconds if it gave none.
+def checked_priority(priority: int) -> int:
+    """`priority`, if it is one.
 
     Raises:
-        DeadlinePassedError: If the block did not end in time.
-        InvalidRequestError: If priority or client id are out of range.
+        InvalidRequestError: If it is out of range.
     """
     if abs(priority) > MAX_PRIORITY:
         raise InvalidRequestError(
             f"priority: {priority} is out of range; use -{MAX_PRIORITY} to {MAX_PRIORITY}"
         )
-    if len(client_id.encode()) > MAX_CLIENT_ID_BYTES:
-        raise InvalidRequestError(
-            f"client_id: {len(client_id.encode())} bytes; use at most {MAX_CLIENT_ID_BYTES}"
-        )
+    return priority
+
+
+@asynccontextmanager
+async def deadline(
+    context: Any, default_s: float, *, priority: int = 0, client: str = ""
+) -> AsyncIterator[CallContext]:
+    """Runs the block under the caller's deadline, or `default_s` seconds if it gave none.
+
+    Raises:
+        DeadlinePassedError: If the block did not end in time.
+        InvalidRequestError: If the priority is out of range.
+    """
+    checked_priority(priority)
     remaining = context.time_remaining()
     if remaining is None or not math.isfinite(remaining) or remaining > NO_DEADLINE_S:
         remaining = default_s
-    call = CallContext(
-        deadline=time.monotonic() + remaining, priority=priority, client_id=client_id
-    )
+    call = CallContext(deadline=time.monotonic() + remaining, priority=priority, client_id=client)
     try:
         async with asyncio.timeout(remaining):
             with call_context(call):

@@ -13,8 +13,10 @@ from rewardsvc.errors import InvalidRequestError
 from rewardsvc.scoring.registry import Registry
 from rewardsvc.scoring.slot import Slot
 from rewardsvc.scoring.tokens import TokenScores
+from rewardsvc.servicers.auth import ApiKeys
 from rewardsvc.servicers.gate import Gate
 from rewardsvc.servicers.guard import deadline, statuses
+from rewardsvc.servicers.identity import caller_of
 from rewardsvc.servicers.lenient import Request
 from rewardsvc.servicers.messages import score_messages
 from rewardsvc.servicers.stream import ScoreStreamSession
@@ -25,10 +27,13 @@ from rewardsvc.v1 import reward_pb2_grpc
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     """Answers RewardService from a registry of scorers."""
 
-    def __init__(self, registry: Registry, settings: ServerSettings, gate: Gate) -> None:
+    def __init__(
+        self, registry: Registry, settings: ServerSettings, gate: Gate, keys: ApiKeys
+    ) -> None:
         self._registry = registry
         self._settings = settings
         self._gate = gate
+        self._keys = keys
 
     async def Score(self, request: Any, context: Any) -> pb.ScoreResponse:  # noqa: N802
         """Scores N samples with one scorer; see the proto."""
@@ -41,7 +46,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
                     context,
                     self._settings.default_deadline_s,
                     priority=request.priority,
-                    client_id=request.client_id,
+                    client=caller_of(context, self._keys).client(request.client_id),
                 ):
                     batch = await score_messages(slot, request.samples, bad)
                     return pb.ScoreResponse(batch=batch)
@@ -55,7 +60,10 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
             with self._gate.enter():
                 async with deadline(context, self._settings.default_deadline_s):
                     session = ScoreStreamSession(
-                        self._slot, self._gate, self._settings.max_stream_samples
+                        self._slot,
+                        self._gate,
+                        caller_of(context, self._keys),
+                        max_in_flight=self._settings.max_stream_samples,
                     )
                     async for reply in session.run(_unpack(r) async for r in request_iterator):
                         yield reply
@@ -77,7 +85,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
                     context,
                     self._settings.default_deadline_s,
                     priority=request.priority,
-                    client_id=request.client_id,
+                    client=caller_of(context, self._keys).client(request.client_id),
                 ):
                     good, indices, failed = sequences_from_proto(request.sequences)
                     answers, version = await slot.token_logprobs_versioned(

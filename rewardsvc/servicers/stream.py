@@ -26,6 +26,8 @@ from rewardsvc.scoring.context import CallContext, call_context, current_call
 from rewardsvc.scoring.slot import Slot
 from rewardsvc.scoring.types import Score
 from rewardsvc.servicers.gate import Gate
+from rewardsvc.servicers.guard import checked_priority
+from rewardsvc.servicers.identity import Caller
 from rewardsvc.servicers.messages import score_messages
 from rewardsvc.v1 import reward_pb2 as pb
 
@@ -43,16 +45,20 @@ ITEM_CODE_OF: dict[type[ServiceError], tuple[ItemErrorCode, bool]] = {
 class ScoreStreamSession:
     """The state of one stream."""
 
-    def __init__(self, find: Callable[[str], Slot], gate: Gate, max_in_flight: int) -> None:
+    def __init__(
+        self, find: Callable[[str], Slot], gate: Gate, caller: Caller, *, max_in_flight: int
+    ) -> None:
         """Starts with nothing in flight.
 
         Args:
             find: Gives the slot of a name, or raises a `ServiceError`.
             gate: Tells when the server drains.
+            caller: Whose stream it is.
             max_in_flight: Samples that may be in flight before the reader waits.
         """
         self._find = find
         self._gate = gate
+        self._caller = caller
         self._max_in_flight = max_in_flight
         self._half_closed = False
         self._in_flight: set[str] = set()
@@ -145,12 +151,12 @@ class ScoreStreamSession:
     async def _score(
         self, request: pb.ScoreStreamRequest, bad: dict[int, str], ids: list[str]
     ) -> None:
-        call = CallContext(
-            deadline=current_call().deadline,
-            priority=request.priority,
-            client_id=request.client_id,
-        )
         try:
+            call = CallContext(
+                deadline=current_call().deadline,
+                priority=checked_priority(request.priority),
+                client_id=self._caller.client(request.client_id),
+            )
             with call_context(call):
                 slot = self._find(request.scorer)
                 batch = await score_messages(slot, request.samples, bad)

@@ -34,6 +34,11 @@ class Combinator(Scorer):
         """A digest of the children's versions; empty if none of them has one."""
         return joint_version({name: child.version for name, child in self._children.items()})
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether all children can answer."""
+        return all(child.is_serving for child in self._children.values())
+
     async def score(self, samples: Sequence[Sample]) -> list[Score]:
         """Scores each sample with every child and combines what they say."""
         columns = await gather_or_cancel(
