@@ -40,6 +40,7 @@ from rewardsvc.v1 import (
     sandbox_pb2,
     sandbox_pb2_grpc,
 )
+from rewardsvc.workers.pool import MergedRegistry, WorkerPool
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +80,22 @@ class Server:
         self.metrics = Metrics()
         self.gate = Gate()
         self.engine = EngineHost(config.engine, self.metrics)
-        self.registry = Registry(self.engine, base_dir, self.metrics)
+        self.workers = WorkerPool(
+            config.engine,
+            base_dir,
+            log_level=config.server.log_level,
+            log_format=config.server.log_format,
+            changed=self._workers_changed,
+        )
+        self.registry = Registry(self.engine, base_dir, self.metrics, remote=self.workers.scorer)
         self.metrics.watch_calls(lambda: self.gate.num_calls)
         self._sandbox = SandboxServicer(config.sandbox, config.server, self.gate)
         self._health = health.aio.HealthServicer()
-        self._grpc = _grpc_server(self._settings)
+        self._keys = _api_keys(self._settings)
+        self._grpc = _grpc_server(self._settings, self._keys)
         self._add_services()
         self._loading: asyncio.Task[None] | None = None
+        self._updates: set[asyncio.Task[int]] = set()
         self._metrics_server: Any = None
         self.port = 0
         """The port that gRPC listens on, once started."""
@@ -113,7 +123,9 @@ class Server:
         if settings.metrics_port is not None:
             try:
                 self._metrics_server, _ = start_http_server(
-                    settings.metrics_port, settings.metrics_host, self.metrics.registry
+                    settings.metrics_port,
+                    settings.metrics_host,
+                    MergedRegistry(self.metrics.registry, self.workers, asyncio.get_running_loop()),
                 )
             except OSError as error:
                 raise ConfigError(
@@ -155,6 +167,8 @@ class Server:
         await self._grpc.stop(STOP_GRACE_S)
         await self._sandbox.close()
         await self.registry.close()
+        await self.workers.close()
+        await asyncio.gather(*self._updates)
         await self.engine.close()
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.shutdown)
@@ -180,6 +194,11 @@ class Server:
         await self._set_health(status.SERVING if serving else status.NOT_SERVING)
         return num_ready
 
+    def _workers_changed(self) -> None:
+        task = asyncio.create_task(self._update_health())
+        self._updates.add(task)
+        task.add_done_callback(self._updates.discard)
+
     async def _set_health(self, status: Any) -> None:
         for service in ("", REWARD):
             await self._health.set(service, status)
@@ -187,7 +206,7 @@ class Server:
     def _add_services(self) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reward_pb2_grpc.add_RewardServiceServicer_to_server(
-            RewardServicer(self.registry, self._settings, self.gate), self._grpc
+            RewardServicer(self.registry, self._settings, self.gate, self._keys), self._grpc
         )
         sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(self._sandbox, self._grpc)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
@@ -209,12 +228,23 @@ class Server:
             reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._grpc)
 
 
-def _grpc_server(settings: ServerSettings) -> Any:
-    keys = ApiKeys(
+def _api_keys(settings: ServerSettings) -> ApiKeys:
+    client_keys = {}
+    for client, variable in settings.client_keys.items():
+        key = settings.secret(variable, f"server.client_keys.{client}")
+        assert key is not None
+        if key in client_keys.values():
+            raise ConfigError(f"server.client_keys.{client}: another client has this key too")
+        client_keys[client] = key
+    return ApiKeys(
         settings.secret(settings.api_key_env, "server.api_key_env"),
         settings.secret(settings.admin.api_key_env, "server.admin.api_key_env"),
         admin_enabled=settings.admin.enabled,
+        client_keys=client_keys,
     )
+
+
+def _grpc_server(settings: ServerSettings, keys: ApiKeys) -> Any:
     limit = settings.max_message_mib * MIB
     return grpc.aio.server(
         interceptors=[keys, LenientParsing()],
