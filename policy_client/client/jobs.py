@@ -110,6 +110,11 @@ class Job(ABC):
         """Whether every row has its answer."""
         return not self._waiting and not self._num_in_flight
 
+    @property
+    def is_single(self) -> bool:
+        """Whether one attempt is in flight and nothing else is left to start."""
+        return self._num_in_flight == 1 and not self._waiting
+
     def starts(self, now: float) -> list[Attempt]:
         """The attempts to start at `now`.
 

@@ -43,6 +43,18 @@ from rewardsvc.v1.reward_pb2_grpc import RewardServiceStub
 
 _POLL_S = 0.2
 
+_forked = False
+
+
+def _note_fork() -> None:
+    """In a forked child gRPC may hang where it should fail; there, nobody waits inside of it."""
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
 
 class RewardClient(ClientBase):
     """Calls a reward service and waits for its answers.
@@ -284,7 +296,16 @@ class RewardClient(ClientBase):
         in_flight: dict[Attempt, Any] = {}
         try:
             while True:
-                for attempt in job.starts(time.monotonic()):
+                attempts = job.starts(time.monotonic())
+                if job.is_single and len(attempts) == 1 and not _forked:
+                    try:
+                        call = live.finish(attempts[0])
+                    except BaseException:
+                        job.abandoned(attempts[0])
+                        raise
+                    _settle(job, attempts[0], call)
+                    continue
+                for attempt in attempts:
                     in_flight[attempt] = call = live.start(attempt)
                     call.add_done_callback(partial(_report, ended, attempt))
                 if job.done:
@@ -294,19 +315,35 @@ class RewardClient(ClientBase):
                 except queue.Empty:
                     continue
                 del in_flight[attempt]
-                if call.code() is grpc.StatusCode.OK:
-                    job.succeeded(attempt, call.result(), time.monotonic())
-                else:
-                    failure = rpc_failure(call.code(), call.details(), call.trailing_metadata())
-                    job.failed(attempt, failure, time.monotonic())
+                _settle(job, attempt, call)
         finally:
             for attempt, call in in_flight.items():
                 call.cancel()
                 job.abandoned(attempt)
 
 
+def _settle(job: Job, attempt: Attempt, call: Any) -> None:
+    """Tells the job what became of an attempt."""
+    if call.code() is grpc.StatusCode.OK:
+        job.succeeded(attempt, call.result(), time.monotonic())
+    else:
+        failure = rpc_failure(call.code(), call.details(), call.trailing_metadata())
+        job.failed(attempt, failure, time.monotonic())
+
+
 def _report(ended: queue.SimpleQueue[tuple[Attempt, Any]], attempt: Attempt, call: Any) -> None:
     ended.put((attempt, call))
+
+
+class _Finished:
+    """A call that went well, with the interface of grpc's futures as far as it is used here."""
+
+    def __init__(self, response: Any, call: Any) -> None:
+        self._response = response
+        self.code = call.code
+
+    def result(self) -> Any:
+        return self._response
 
 
 class _Connections:
@@ -324,6 +361,20 @@ class _Connections:
         """Starts the RPC of an attempt; returns grpc's future."""
         method = getattr(self._stub(attempt.address), attempt.method)
         return method.future(attempt.request, timeout=attempt.timeout_s, metadata=self._metadata)
+
+    def finish(self, attempt: Attempt) -> Any:
+        """Runs the RPC of an attempt to its end on this thread; returns grpc's call.
+
+        A future costs a thread of grpc's for each call: on two cores, 0.15 ms of 0.5.
+        """
+        method = getattr(self._stub(attempt.address), attempt.method)
+        try:
+            response, call = method.with_call(
+                attempt.request, timeout=attempt.timeout_s, metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            return error
+        return _Finished(response, call)
 
     def open_stream(self, address: str, requests: Iterator[Any]) -> Any:
         """Opens a score stream; returns grpc's call."""
