@@ -10,8 +10,10 @@ what comes next, and nothing else holds items back or lets them through.
 * `_serve` is one task per model. It waits for work and for a slot of the device, and only then
   takes a batch out, so that the order is settled as late as possible. The device has one slot more
   than it computes with, so the next batch stands ready while one is computed.
-* The forward pass and the splitting of failed batches happen on the device's thread. Calls that are
-  gone by the time it gets there are skipped.
+* The forward pass and the splitting of failed batches happen on the device's thread. What nobody
+  waits for any more by the time it gets there is skipped.
+* An item that is known to the cache is answered at once; one that is in flight already waits for
+  that answer. Both count for admission like any other.
 """
 
 from __future__ import annotations
@@ -20,25 +22,28 @@ import asyncio
 import itertools
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from heapq import heappop, heappush
 from typing import TypeVar
 
+import numpy as np
+
 from rewardsvc.engine.device import Device
+from rewardsvc.engine.encode import Ready, encode_chunk
 from rewardsvc.engine.isolate import run_isolated
-from rewardsvc.engine.observe import BatchReport, EngineObserver
-from rewardsvc.engine.queue import Entry, Ticket, WorkQueue
+from rewardsvc.engine.observe import BatchReport, EngineObserver, Reuse
+from rewardsvc.engine.queue import WorkQueue
+from rewardsvc.engine.reuse import AnswerCache, CacheSettings
 from rewardsvc.engine.settings import EngineSettings
 from rewardsvc.engine.types import Answer, Backend, Encoded
+from rewardsvc.engine.work import Entry, Ticket, Work
 from rewardsvc.errors import (
     DeadlinePassedError,
     ItemError,
     ItemErrorCode,
-    ItemFailure,
     NotServingError,
 )
 from rewardsvc.scoring.context import current_call
@@ -50,6 +55,9 @@ T = TypeVar("T")
 ENCODE_CHUNK = 128
 """Samples per job of a tokenizer thread: long enough to be worth the hand-over."""
 
+ENTER_AT_ONCE = 32
+"""Entries of one call that enter the queue before it is asked again whose turn it is."""
+
 
 @dataclass(slots=True, eq=False)
 class _Call:
@@ -60,13 +68,13 @@ class _Call:
     done: asyncio.Future[None]
 
 
-@dataclass(slots=True, order=True)
+@dataclass(slots=True, eq=False)
 class _Waiter:
-    """Entries of one call that wait for room in the queue. Ordered like the queue itself."""
+    """Entries of one call, at least one, that wait for room in the queue."""
 
-    key: tuple[int, float, int]
-    entries: deque[Entry] = field(compare=False)
-    entered: asyncio.Future[None] = field(compare=False)
+    client: str
+    entries: deque[Entry]
+    entered: asyncio.Future[None]
 
 
 class Batcher:
@@ -81,6 +89,7 @@ class Batcher:
         encoders: ThreadPoolExecutor,
         settings: EngineSettings,
         observer: EngineObserver,
+        cache: CacheSettings | None = None,
     ) -> None:
         self._name = name
         self._backend: Backend | None = backend
@@ -92,11 +101,13 @@ class Batcher:
         self._observer = observer
         self._queue = WorkQueue(
             backend.shape,
-            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_tokens=settings.batch_tokens(device.name),
             max_tokens=settings.max_queue_tokens,
             max_items=settings.max_queue_items,
             patience_s=settings.patience_s,
+            client_weights=settings.client_weights,
         )
+        self._cache = AnswerCache(cache) if cache is not None else None
         self._calls: dict[Ticket, _Call] = {}
         self._waiters: list[_Waiter] = []
         self._has_work = asyncio.Event()
@@ -151,7 +162,7 @@ class Batcher:
             return []
         if call.seconds_left() <= 0:
             raise DeadlinePassedError(f"{self._name}: the deadline passed before the call began")
-        ticket = self._queue.admit(len(inputs), call, tokens_full=self._tokens_full())
+        ticket = self._queue.admit(len(inputs), call, waiting=self._waiting_clients())
         done = asyncio.get_running_loop().create_future()
         mine = self._calls[ticket] = _Call(ticket, [None] * len(inputs), done)
         self._idle.clear()
@@ -198,13 +209,13 @@ class Batcher:
 
     async def _feed(self, call: _Call, inputs: Sequence[T], encode: Callable[[T], Encoded]) -> None:
         loop = asyncio.get_running_loop()
-        jobs: deque[tuple[int, asyncio.Future[list[Encoded | ItemError]]]] = deque()
+        jobs: deque[tuple[int, asyncio.Future[list[Ready | ItemError]]]] = deque()
         starts = iter(range(0, len(inputs), ENCODE_CHUNK))
         try:
             while not call.done.done():
                 for start in itertools.islice(starts, self._encode_ahead - len(jobs)):
                     chunk = inputs[start : start + ENCODE_CHUNK]
-                    work = partial(_encode_chunk, chunk, encode)
+                    work = partial(encode_chunk, chunk, encode)
                     jobs.append((start, loop.run_in_executor(self._encoders, work)))
                 if not jobs:
                     return
@@ -216,39 +227,57 @@ class Batcher:
             for _, job in jobs:
                 job.cancel()
 
-    async def _enter(self, call: _Call, start: int, encoded: Sequence[Encoded | ItemError]) -> None:
-        """Answers what could not be encoded and puts the rest in the queue as room frees."""
+    async def _enter(self, call: _Call, start: int, encoded: Sequence[Ready | ItemError]) -> None:
+        """Answers what needs no computing and puts the rest in the queue as room frees."""
         now = time.monotonic()
         entries: deque[Entry] = deque()
-        for index, item in enumerate(encoded, start):
-            if isinstance(item, ItemError):
-                self._answer(call.ticket, index, item)
+        num_cached = cached_tokens = 0
+        for index, ready in enumerate(encoded, start):
+            if isinstance(ready, ItemError):
+                self._answer(call.ticket, index, ready)
+                continue
+            known = self._cache.get(ready.key) if self._cache is not None else None
+            if known is not None:
+                num_cached += 1
+                cached_tokens += len(ready.item)
+                self._answer(call.ticket, index, known)
             else:
-                entries.append(self._queue.entry(call.ticket, index, item, now))
-        if not entries:
-            return
+                entry = self._queue.entry(call.ticket, index, ready.item, now, ready.key)
+                entries.append(entry)
+        if num_cached:
+            self._observer.reused(self._name, Reuse.CACHE, num_cached)
+            self._observer.served(call.ticket.call.client_id, cached_tokens)
+        if entries:
+            await self._wait_for_room(entries)
+
+    def _wait_for_room(self, entries: deque[Entry]) -> asyncio.Future[None]:
+        """Puts entries of one call in the queue as room frees; done when the last is inside."""
         entered = asyncio.get_running_loop().create_future()
-        heappush(self._waiters, _Waiter(entries[0].key, entries, entered))
+        self._waiters.append(_Waiter(entries[0].client, entries, entered))
         self._let_in()
         self._start_serving()
-        await entered
+        return entered
 
-    def _tokens_full(self) -> bool:
-        return any(not waiter.entered.done() for waiter in self._waiters)
+    def _waiting_clients(self) -> frozenset[str]:
+        return frozenset(w.client for w in self._waiters if not w.entered.done())
 
     def _let_in(self) -> None:
-        """Moves waiting entries into the queue, most urgent call first, while there is room."""
+        """Moves waiting entries into the queue while there is room, the most urgent call first."""
+        num_shared = 0
+        self._waiters = [w for w in self._waiters if w.entries and not w.entered.done()]
         while self._waiters:
-            waiter = self._waiters[0]
-            while waiter.entries and not waiter.entered.done():
-                entry = waiter.entries[0]
-                if not self._queue.has_room(entry.cost):
-                    self._queue_changed()
-                    return
-                self._queue.push(waiter.entries.popleft())
-            heappop(self._waiters)
-            if not waiter.entered.done():
+            waiter = min(self._waiters, key=lambda w: self._queue.urgency(w.entries[0]))
+            for _ in range(ENTER_AT_ONCE):
+                if not waiter.entries or not self._queue.has_room(waiter.entries[0]):
+                    break
+                num_shared += self._queue.push(waiter.entries.popleft())
+            if waiter.entries and not self._queue.has_room(waiter.entries[0]):
+                break
+            if not waiter.entries:
+                self._waiters.remove(waiter)
                 waiter.entered.set_result(None)
+        if num_shared:
+            self._observer.reused(self._name, Reuse.IN_FLIGHT, num_shared)
         self._queue_changed()
 
     def _queue_changed(self) -> None:
@@ -307,7 +336,7 @@ class Batcher:
             self._batches.add(task)
             task.add_done_callback(self._batches.discard)
 
-    def _next_batch(self) -> list[Entry]:
+    def _next_batch(self) -> list[Work]:
         taken = self._queue.take(time.monotonic())
         for entry in taken.dropped:
             self._drop(entry.ticket)
@@ -324,7 +353,7 @@ class Batcher:
                 waiter.entered.set_result(None)
         self._let_in()
 
-    async def _compute(self, batch: list[Entry]) -> None:
+    async def _compute(self, batch: list[Work]) -> None:
         try:
             answers, report = await self._device.run(partial(self._forward, batch))
         except Exception as error:
@@ -333,47 +362,49 @@ class Batcher:
             answers, report = [lost for _ in batch], None
         finally:
             self._device.slots.release()
-        for entry, answer in zip(batch, answers, strict=True):
-            if answer is None:
-                self._drop(entry.ticket)
-            else:
-                self._answer(entry.ticket, entry.index, answer)
+        served: Counter[str] = Counter()
+        for work, answer in zip(batch, answers, strict=True):
+            self._deliver(work, answer, served)
+        for client, num_tokens in served.items():
+            self._observer.served(client, num_tokens)
         if report is not None:
             self._queue.observe_speed(report.num_tokens, report.forward_s)
             self._observer.batch_done(report)
 
-    def _forward(self, batch: list[Entry]) -> tuple[Sequence[Answer | None], BatchReport | None]:
+    def _deliver(self, work: Work, answer: Answer | None, served: Counter[str]) -> None:
+        """Gives everybody who waits for a computation what came of it; None: it was skipped.
+
+        Adds the tokens of the answers to `served`, by client.
+        """
+        now = time.monotonic()
+        for entry in self._queue.finish(work):
+            if answer is not None:
+                self._answer(entry.ticket, entry.index, answer)
+                served[entry.client] += len(work.item)
+            elif entry.ticket.wants_answers(now):
+                # It came between the device thread's look at who waits and now.
+                self._queue.again(entry)
+                self._wait_for_room(deque([entry]))
+            else:
+                self._drop(entry.ticket)
+        if self._cache is not None and work.key is not None and isinstance(answer, np.ndarray):
+            self._cache.put(work.key, answer)
+
+    def _forward(self, batch: list[Work]) -> tuple[Sequence[Answer | None], BatchReport | None]:
         """Computes what is still wanted, None for the rest; runs on the device's thread."""
         started = time.monotonic()
-        live = [entry for entry in batch if entry.ticket.wants_answers(started)]
+        live = [work for work in batch if work.is_wanted(started)]
         backend = self._backend
         if not live or backend is None:
             return [None] * len(batch), None
-        items = [entry.item for entry in live]
-        computed = dict(
-            zip(map(id, live), run_isolated(backend, items, model=self._name), strict=True)
-        )
+        items = [work.item for work in live]
+        computed = dict(zip(live, run_isolated(backend, items, model=self._name), strict=True))
         report = BatchReport(
             model=self._name,
             num_items=len(live),
             num_tokens=sum(map(len, items)),
             num_computed_tokens=self._shape.num_computed_tokens(items),
-            queue_wait_s=sum(started - entry.queued_at for entry in live) / len(live),
+            queue_wait_s=sum(started - work.claims[0].queued_at for work in live) / len(live),
             forward_s=time.monotonic() - started,
         )
-        return [computed.get(id(entry)) for entry in batch], report
-
-
-def _encode_chunk(chunk: Sequence[T], encode: Callable[[T], Encoded]) -> list[Encoded | ItemError]:
-    """Encodes each input; never raises."""
-    encoded: list[Encoded | ItemError] = []
-    for value in chunk:
-        try:
-            encoded.append(encode(value))
-        except ItemFailure as failure:
-            encoded.append(failure.error)
-        except Exception as error:
-            logger.exception("a sample could not be encoded")
-            message = f"the sample could not be encoded: {type(error).__name__}"
-            encoded.append(ItemError(ItemErrorCode.INTERNAL, message))
-    return encoded
+        return [computed.get(work) for work in batch], report

@@ -60,19 +60,21 @@ def _set_torch_threads(num_threads: int) -> None:
 def resolve_device(name: str) -> str:
     """The full name of a device: "auto" and "cuda" get their index. Imports torch if need be.
 
+    "auto:3" is the fourth CUDA device, counted round where there are fewer, or the CPU.
+
     Raises:
         ConfigError: If the name is unknown, or this machine has no such device.
     """
     if name == "cpu":
         return name
-    if name != "auto" and not re.fullmatch(r"cuda(:\d+)?", name):
+    if not re.fullmatch(r"(auto|cuda)(:\d+)?", name):
         raise ConfigError(f"device: {name!r} is unknown; use auto, cpu, cuda or cuda:<index>")
     import torch
 
     num_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return "cuda:0" if num_cuda else "cpu"
     index = int(name.partition(":")[2] or 0)
+    if name.startswith("auto"):
+        return f"cuda:{index % num_cuda}" if num_cuda else "cpu"
     if index >= num_cuda:
         raise ConfigError(
             f"device: {name!r} does not exist here; torch sees {num_cuda} CUDA devices"

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rewardsvc.engine.batcher import Batcher
 from rewardsvc.engine.device import Device, resolve_device
 from rewardsvc.engine.observe import EngineObserver, NullObserver
+from rewardsvc.engine.reuse import CacheSettings
 from rewardsvc.engine.settings import EngineSettings
 from rewardsvc.engine.types import Backend
 from rewardsvc.errors import NotServingError
@@ -40,7 +41,12 @@ class EngineHost:
         self._closed = False
 
     async def add_model(
-        self, name: str, load: Callable[[str], Backend], *, device: str = "auto"
+        self,
+        name: str,
+        load: Callable[[str], Backend],
+        *,
+        device: str = "auto",
+        cache: CacheSettings | None = None,
     ) -> Batcher:
         """Loads a model and returns the batcher in front of it.
 
@@ -49,6 +55,7 @@ class EngineHost:
             load: Gets the full name of the device, returns the model on it; called on a thread of
                 its own.
             device: As in `EngineSettings.device`; "auto" is the settings' device.
+            cache: Keeps answers of identical samples; None: not.
 
         Raises:
             ConfigError: If there is no such device.
@@ -72,6 +79,7 @@ class EngineHost:
             encoders=self._tokenizers,
             settings=self.settings,
             observer=self._observer,
+            cache=cache,
         )
         # The closed ones would keep their models in memory.
         self._batchers = [b for b in self._batchers if not b.is_closed] + [batcher]

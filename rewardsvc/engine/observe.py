@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 
@@ -28,6 +29,13 @@ class BatchReport:
     forward_s: float
 
 
+class Reuse(StrEnum):
+    """Where an answer came from that was not computed for the item itself."""
+
+    IN_FLIGHT = "in_flight"
+    CACHE = "cache"
+
+
 class EngineObserver(Protocol):
     """Told of what happens. Methods return at once, do not raise, and come from any thread."""
 
@@ -37,6 +45,12 @@ class EngineObserver(Protocol):
     def queue_changed(self, model: str, num_items: int, num_tokens: int) -> None:
         """The queue of `model` now holds this much."""
 
+    def reused(self, model: str, reuse: Reuse, num_items: int) -> None:
+        """So many items found their answer, or somebody who computes it, already there."""
+
+    def served(self, client: str, num_tokens: int) -> None:
+        """So many tokens of a client's items were answered, computed or reused."""
+
 
 class NullObserver:
     """Watches nothing."""
@@ -45,4 +59,10 @@ class NullObserver:
         """Does nothing."""
 
     def queue_changed(self, model: str, num_items: int, num_tokens: int) -> None:
+        """Does nothing."""
+
+    def reused(self, model: str, reuse: Reuse, num_items: int) -> None:
+        """Does nothing."""
+
+    def served(self, client: str, num_tokens: int) -> None:
         """Does nothing."""

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rewardsvc.engine.queue import Entry, Ticket, WorkQueue
+from rewardsvc.engine.queue import HARD_LIMIT, WorkQueue
 from rewardsvc.engine.shape import PaddedShape
+from rewardsvc.engine.work import Entry, Ticket, Work
 from rewardsvc.errors import QueueFullError
 from rewardsvc.scoring.context import CallContext
 
@@ -62,7 +63,7 @@ def test_head_of_every_batch_is_the_most_urgent_left(
         queue.push(queue.entry(ticket, index, item(length), now=0.0))
         left[index] = (-priority, min(deadline, PATIENCE), index)
     while queue.num_items:
-        batch = [entry.index for entry in queue.take(now=0.0).batch]
+        batch = [work.claims[0].index for work in queue.take(now=0.0).batch]
         assert min(left, key=left.__getitem__) in batch
         assert len({calls[i][0] for i in batch}) == 1, "a batch mixes no priorities"
         for index in batch:
@@ -96,14 +97,14 @@ def test_old_work_without_a_deadline_is_not_overtaken_for_ever() -> None:
     for second in range(1, 20):
         rival = queue.admit(1, CallContext(deadline=second + 3.0))
         queue.push(queue.entry(rival, 0, item(BUDGET), now=float(second)))
-        if queue.take(now=float(second)).batch[0].ticket is patient:
+        if queue.take(now=float(second)).batch[0].claims[0].ticket is patient:
             assert second <= PATIENCE
             return
     pytest.fail("never served")
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Calls come, go, expire and are served in any order; every entry leaves exactly once."""
+    """Calls of several clients come, go, expire and are served; each entry leaves exactly once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,17 +113,22 @@ class QueueMachine(RuleBasedStateMachine):
         self.open: list[Ticket] = []
         self.inside: dict[int, Entry] = {}
         self.unpushed: dict[Ticket, int] = {}
+        self.running: list[Work] = []
 
     @rule(
         num_items=st.integers(1, 30),
         priority=st.integers(-1, 1),
+        client=st.sampled_from(["", "light", "heavy"]),
         patience=st.one_of(st.just(INFINITY), st.floats(0.5, 5)),
     )
-    def admit(self, num_items: int, priority: int, patience: float) -> None:
-        call = CallContext(priority=priority, deadline=self.now + patience)
+    def admit(self, num_items: int, priority: int, client: str, patience: float) -> None:
+        call = CallContext(priority=priority, deadline=self.now + patience, client_id=client)
         weight = min(num_items, MAX_ITEMS // 2)
-        fits = self.queue.load + weight <= MAX_ITEMS
-        if not fits:
+        held = self.queue.load_of(client)
+        clients = {t.call.client_id for t in self.open if t.num_unanswered} | {client}
+        below = not held or held + weight <= MAX_ITEMS / len(clients)
+        total = self.queue.load + weight
+        if total > MAX_ITEMS and not (below and total <= HARD_LIMIT * MAX_ITEMS):
             with pytest.raises(QueueFullError):
                 self.queue.admit(num_items, call)
             return
@@ -131,29 +137,49 @@ class QueueMachine(RuleBasedStateMachine):
         self.unpushed[ticket] = num_items
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data(), length=lengths)
-    def push(self, data: st.DataObject, length: int) -> None:
+    @rule(data=st.data(), length=lengths, key=st.sampled_from([None, b"a", b"b"]))
+    def push(self, data: st.DataObject, length: int, key: bytes | None) -> None:
         ticket = data.draw(st.sampled_from(self.open))
-        if self.unpushed[ticket] and self.queue.has_room(length):
+        length = length if key is None else {b"a": 7, b"b": 35}[key]
+        entry = self.queue.entry(ticket, 0, item(length), self.now, key)
+        if self.unpushed[ticket] and self.queue.has_room(entry):
             self.unpushed[ticket] -= 1
-            entry = self.queue.entry(ticket, 0, item(length), self.now)
-            self.queue.push(entry)
-            self.inside[id(entry)] = entry
+            twins = [e for e in self.inside.values() if key and e.work.key == key]
+            computing = [w for w in self.running if key and w.key == key]
+            assert self.queue.push(entry) == bool(twins or computing)
+            if computing:
+                assert entry.work is computing[0]
+            else:
+                assert all(twin.work is entry.work for twin in twins)
+                self.inside[id(entry)] = entry
 
     @rule()
     def take(self) -> None:
         taken = self.queue.take(self.now)
-        for entry in taken.batch:
-            assert entry.ticket.wants_answers(self.now)
+        assert len(set(taken.batch)) == len(taken.batch)
+        for work in taken.batch:
+            assert work.is_wanted(self.now)
+            assert not any(w.key is not None and w.key == work.key for w in self.running)
+            for entry in work.claims:
+                assert self.inside.pop(id(entry)) is entry, "left twice"
         for entry in taken.dropped:
             assert not entry.ticket.wants_answers(self.now)
-        for entry in (*taken.batch, *taken.dropped):
             assert self.inside.pop(id(entry)) is entry, "left twice"
             self.queue.answered(entry.ticket)
-        cost = len(taken.batch) * max((len(e.item) for e in taken.batch), default=0)
+        cost = len(taken.batch) * max((len(w.item) for w in taken.batch), default=0)
         assert cost <= BUDGET or len(taken.batch) == 1
         wanted = [e for e in self.inside.values() if e.ticket.wants_answers(self.now)]
         assert taken.batch or not wanted, "wanted work was left behind"
+        self.running += taken.batch
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        work = data.draw(st.sampled_from(self.running))
+        self.running.remove(work)
+        for entry in self.queue.finish(work):
+            assert id(entry) not in self.inside
+            self.queue.answered(entry.ticket)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -172,13 +198,15 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def bounds_and_counts_hold(self) -> None:
-        costs = [len(entry.item) for entry in self.inside.values()]
+        costs = [len(entry.work.item) for entry in self.inside.values()]
         assert self.queue.num_items == len(costs)
         assert self.queue.num_tokens == sum(costs)
         assert self.queue.num_tokens <= MAX_TOKENS or len(costs) == 1
         weights = [min(t.num_unanswered, MAX_ITEMS // 2) for t in self.open]
-        assert self.queue.load == sum(weights) <= MAX_ITEMS
+        assert self.queue.load == sum(weights) <= HARD_LIMIT * MAX_ITEMS
+        for entry in self.inside.values():
+            assert entry in entry.work.claims, "nobody would be told of its answer"
 
 
 TestQueueMachine = QueueMachine.TestCase
-TestQueueMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueueMachine.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
