@@ -16,6 +16,7 @@ BUILTIN: dict[str, str] = {
     # learned rewards
     "orm": "rewardsvc.scorers.orm:Orm",
     "prm": "rewardsvc.scorers.prm:Prm",
+    "pairwise": "rewardsvc.scorers.pairwise:Pairwise",
     "causal_lm": "rewardsvc.scorers.causal_lm:CausalLm",
     # verifiers
     "math": "rewardsvc.scorers.math:Math",

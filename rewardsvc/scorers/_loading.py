@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,19 @@ from rewardsvc.scorers._model_config import ModelConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from rewardsvc.engine.logprobs import LogitRule
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt")
+
+CLASSES_OF = {
+    "AutoModel": "MODEL_MAPPING",
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
+}
+"""Where transformers keeps the classes behind each of its auto classes."""
 
 UNLIMITED = 1_000_000
 """Lengths above this are transformers' way to say that there is no limit."""
@@ -41,9 +51,14 @@ def load_tokenizer(config: ModelConfig, checkpoint: Checkpoint) -> Any:
     elif Path(source).is_absolute() and not Path(source).is_dir():
         raise ConfigError(f"tokenizer: {source!r} does not exist or is not a folder")
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=config.trust_remote_code
+        )
     except Exception as error:  # of many kinds, and all of them mean the same
         raise ConfigError(f"tokenizer: {source!r} cannot be loaded: {error}") from error
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template
+    return tokenizer
 
 
 def load_model(
@@ -68,21 +83,29 @@ def load_model(
 
     folder = str(checkpoint.folder)
     try:
-        settings = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=config.trust_remote_code
-        )
+        settings, tensors = _settings_and_tensors(config, checkpoint, overrides)
         attention = config.attention
         if attention == "auto" and getattr(settings, "attn_logit_softcapping", None):
             attention = "eager"
-        model, info = getattr(transformers, auto_class).from_pretrained(
-            folder,
-            dtype=config.dtype,
-            attn_implementation=None if attention == "auto" else attention,
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **overrides,
-        )
+        options = {
+            "config": settings,
+            "dtype": config.dtype,
+            "attn_implementation": None if attention == "auto" else attention,
+            "output_loading_info": True,
+        }
+        if tensors is None:
+            model, info = getattr(transformers, auto_class).from_pretrained(
+                folder,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+                key_mapping=_renamed(config),
+                **options,
+            )
+        else:
+            model_class = getattr(transformers, CLASSES_OF[auto_class])[type(settings)]
+            model, info = model_class.from_pretrained(None, state_dict=tensors, **options)
+    except ConfigError:
+        raise
     except Exception as error:  # of many kinds, and all of them mean the same
         raise ConfigError(f"model: {folder!r} cannot be loaded as {auto_class}: {error}") from error
     missing = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
@@ -93,6 +116,40 @@ def load_model(
             f"trained as one, or needs another `head`. It has {_some(checkpoint.tensor_files)}"
         )
     return model.eval().requires_grad_(False).to(device)
+
+
+def _settings_and_tensors(
+    config: ModelConfig, checkpoint: Checkpoint, overrides: dict[str, Any]
+) -> tuple[Any, dict[str, Tensor] | None]:
+    """The model's configuration, and its tensors where transformers cannot read them itself."""
+    import transformers
+
+    from rewardsvc.scorers.known.internlm2 import MODEL_TYPE, as_llama
+
+    stated = model_settings(checkpoint)
+    if stated.get("model_type") == MODEL_TYPE and not config.trust_remote_code:
+        return as_llama(stated, checkpoint.read_all())
+    try:
+        settings = transformers.AutoConfig.from_pretrained(
+            str(checkpoint.folder), trust_remote_code=config.trust_remote_code, **overrides
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"model: {str(checkpoint.folder)!r} is of type {stated.get('model_type')!r}, which "
+            f"transformers does not know without the checkpoint's own code; set "
+            f"trust_remote_code: true if you trust it ({error})"
+        ) from error
+    if not checkpoint.bin_files:
+        return settings, None
+    tensors = checkpoint.read_all()
+    for pattern, new in (_renamed(config) or {}).items():
+        tensors = {re.sub(pattern, new, name): tensor for name, tensor in tensors.items()}
+    return settings, tensors
+
+
+def _renamed(config: ModelConfig) -> dict[str, str] | None:
+    """Patterns of tensor names and what takes their place."""
+    return None if config.weight_prefix is None else {rf"^{re.escape(config.weight_prefix)}\.": ""}
 
 
 def _some(names: Any) -> str:

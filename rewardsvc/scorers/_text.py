@@ -1,47 +1,43 @@
-"""Samples to token ids: chat templates, special tokens, truncation.
-
-All of it works on four parallel columns, so that a cut or an added token keeps them in step.
-"""
+"""Samples to token ids: chat templates, special tokens, truncation."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rewardsvc.errors import ConfigError, ItemErrorCode, ItemFailure
+from rewardsvc.scorers._guard import Draft, Encoding, TokenGuard
 from rewardsvc.scorers._model_config import ModelConfig
+from rewardsvc.scorers._tokens import Tokens, leading, overlapping, token_id
+from rewardsvc.scorers._writing import Complete, Writer, Written, plain, with_markers
 from rewardsvc.scoring.types import Message, Sample, Text
 
+__all__ = ["Marking", "SampleEncoder", "Tokens"]
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Tokens:
-    """A sample as tokens; four columns of the same length T.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marking:
+    """How the steps of a completion are marked, and which token of a marker is read.
 
     Attributes:
-        ids: int32 [T].
-        in_completion: bool [T], whether the token belongs to the completion or stands after it.
-        is_special: bool [T], whether the tokenizer added it; such tokens are never cut off.
-        type_ids: int32 [T], 1 for the second text of a pair.
+        write: Writes a completion's text with marks.
+        marker: What stands at the marks.
+        read: The marker's last token, its first, or the token before that.
+        keep: Whether the marker's tokens stay; if not, `read` is "before".
+        shift: Added to the place of the token that is read.
+        skip: This many marks at the start close no step.
     """
 
-    ids: NDArray[np.int32]
-    in_completion: NDArray[np.bool_]
-    is_special: NDArray[np.bool_]
-    type_ids: NDArray[np.int32]
-
-    def pick(self, keep: NDArray[Any]) -> Tokens:
-        """The tokens at some places."""
-        return Tokens(
-            ids=self.ids[keep],
-            in_completion=self.in_completion[keep],
-            is_special=self.is_special[keep],
-            type_ids=self.type_ids[keep],
-        )
+    write: Complete
+    marker: str
+    read: Literal["at", "first", "before"]
+    keep: bool = True
+    shift: int = 0
+    skip: int = 0
 
 
 class SampleEncoder:
@@ -53,6 +49,8 @@ class SampleEncoder:
         max_length: In tokens.
         vocab_size: Ids are below this.
         pair: Whether prompt and completion are a text pair, as for BERT-like cross-encoders.
+        control: Token ids that texts must not produce, besides special tokens.
+        allowed: Special tokens that texts may produce.
 
     Raises:
         ConfigError: If the tokenizer lacks what the configuration asks for.
@@ -66,13 +64,21 @@ class SampleEncoder:
         max_length: int,
         vocab_size: int,
         pair: bool = False,
+        control: Iterable[int] = (),
+        allowed: Iterable[int] = (),
     ) -> None:
+        self._guard: TokenGuard | None = None
+        self._last_id: int | None = None
         if tokenizer is not None:
             _check_tokenizer(tokenizer, config)
             # A fast tokenizer is safe to share between threads once the truncation and padding that
             # are stored with it are gone: then no call changes it.
             tokenizer.backend_tokenizer.no_truncation()
             tokenizer.backend_tokenizer.no_padding()
+            self._guard = TokenGuard(tokenizer, control=control, allowed=allowed)
+        if config.append_token is not None:
+            self._last_id = token_id(tokenizer, config.append_token, "append_token")
+        self.writer = Writer(tokenizer, config)
         self._tokenizer = tokenizer
         self._config = config
         self._max_length = max_length
@@ -95,37 +101,87 @@ class SampleEncoder:
                 Unicode, or messages have no template that takes them.
         """
         if _is_ids(sample.prompt) or _is_ids(sample.completion):
-            tokens = self._of_ids(sample)
-        else:
-            tokens = self._of_text(sample)
-        if not len(tokens.ids):
-            raise ItemFailure(
-                ItemErrorCode.INVALID_SAMPLE,
-                "prompt and completion are empty: there is no token to score",
-            )
-        self.check_ids(tokens.ids)
-        return tokens
+            return self.checked(self._of_ids(sample))
+        sample = self._unwrapped(sample)
+        chat = self.is_chat(sample)
+        if self._pair and not chat:
+            return self.checked(self._of_pair(sample))
+        write = self.writer.chat if chat else self.writer.text
+        encoding, written = self.tokenize(lambda draft: write(sample, draft), special=not chat)
+        return self.checked(self._ended(_columns(encoding, written)))
+
+    def encode_marked(self, sample: Sample, marking: Marking) -> Tokens:
+        """The sample's tokens, however many, with marks where its steps are to be read.
+
+        Raises:
+            ItemFailure: As `encode_whole`.
+        """
+        sample = self._unwrapped(sample)
+        chat = self.is_chat(sample)
+        write = self.writer.chat if chat else self.writer.text
+
+        def written(draft: Draft) -> Written:
+            return with_markers(write(sample, draft, marking.write), draft, marking.marker)
+
+        return self.encode_written(written, marking, special=not chat)
+
+    def encode_written(
+        self, write: Callable[[Draft], Written], marking: Marking, *, special: bool
+    ) -> Tokens:
+        """The same for a text that the caller writes."""
+        encoding, written = self.tokenize(write, special=special)
+        tokens = _columns(encoding, written)
+        keep = np.ones(len(tokens.ids), bool)
+        for number, span in enumerate(written.spans):
+            held = overlapping(encoding.starts, encoding.ends, span)
+            keep[held] = marking.keep
+            if not len(held) or number < marking.skip:
+                continue
+            place = int(held[-1] if marking.read == "at" else held[0])
+            place += marking.shift - (marking.read == "before")
+            if place < 0:
+                raise ItemFailure(
+                    ItemErrorCode.INVALID_SAMPLE,
+                    "the sample begins with a step's marker, and read: before needs one before it",
+                )
+            tokens.marks[place] = True
+        return self.checked(self._ended(tokens.pick(keep)))
+
+    def encode_asked(self, write: Callable[[Draft], Written]) -> Tokens:
+        """The tokens of a chat that the caller writes, however many."""
+        encoding, written = self.tokenize(write, special=False)
+        return self.checked(self._ended(_columns(encoding, written)))
 
     def _of_ids(self, sample: Sample) -> Tokens:
         """Ids are taken as they are; where only one side is ids, the other is plain text."""
-        sides = [
-            np.asarray(self._ids_of(side, name), np.int64)
-            for side, name in ((sample.prompt, "prompt"), (sample.completion, "completion"))
-        ]
-        ids = np.concatenate(sides)
+        sides: list[Any] = []
+        for side, name in ((sample.prompt, "prompt"), (sample.completion, "completion")):
+            if isinstance(side, str):
+                sides.append(self.ids_of(side, trusted=name == "prompt") if side else ())
+            elif _is_messages(side):
+                raise ItemFailure(
+                    ItemErrorCode.INVALID_SAMPLE,
+                    f"{name} is messages while the other side is token ids; send both as token ids",
+                )
+            else:
+                sides.append(side)
+        ids = np.concatenate([np.asarray(side, np.int64) for side in sides])
         self.check_ids(ids)
-        in_completion = np.repeat([False, True], [len(side) for side in sides])
-        return _tokens(ids, in_completion=in_completion)
+        return Tokens.of(ids, in_completion=np.repeat([False, True], [len(s) for s in sides]))
 
-    def _ids_of(self, side: Text, name: str) -> Sequence[int]:
-        if isinstance(side, str):
-            return self._tokenize(side, special=False)["input_ids"] if side else ()
-        if _is_messages(side):
-            raise ItemFailure(
-                ItemErrorCode.INVALID_SAMPLE,
-                f"{name} is messages while the other side is token ids; send both as token ids",
-            )
-        return side  # type: ignore[return-value]
+    def ids_of(self, text: str, *, trusted: bool = False, before: str = "") -> NDArray[np.int64]:
+        """A text's ids with nothing around it.
+
+        Args:
+            text: Not empty.
+            trusted: Whether control tokens in it are meant.
+            before: Text of ours that it follows.
+        """
+
+        def write(draft: Draft) -> Written:
+            return Written(text=before + (text if trusted else draft.theirs(text)), start=0)
+
+        return self.tokenize(write, special=False)[0].ids
 
     def check_ids(self, ids: NDArray[Any]) -> None:
         """Refuses ids that the model has no embedding for.
@@ -140,35 +196,69 @@ class SampleEncoder:
                 f"token id {bad[0]} is out of the model's vocabulary of {self._vocab_size}",
             )
 
-    def _of_text(self, sample: Sample) -> Tokens:
-        chat = self._is_chat(sample)
-        if self._pair and not chat:
-            return self._of_pair(sample)
-        text, start = self._rendered(sample) if chat else self._joined(sample)
-        encoding = self._tokenize(text, special=not chat)
-        ids = np.asarray(encoding["input_ids"], np.int32)
-        special = np.asarray(encoding["special_tokens_mask"], bool)
-        ends = np.asarray([end for _, end in encoding["offset_mapping"]], np.int64)
-        # A token on the border counts as completion: it holds some of its characters.
-        in_completion = (ends > start) & ~special
-        # Whatever the tokenizer adds at the end comes after the completion's start.
-        in_completion |= special & (np.cumsum(in_completion) > 0)
-        return self._with_bos_and_eos(_tokens(ids, in_completion=in_completion, is_special=special))
+    def checked(self, tokens: Tokens) -> Tokens:
+        """The tokens, if there are any and the model knows them.
+
+        Raises:
+            ItemFailure: INVALID_SAMPLE.
+        """
+        if not len(tokens.ids):
+            raise ItemFailure(
+                ItemErrorCode.INVALID_SAMPLE,
+                "prompt and completion are empty: there is no token to score",
+            )
+        self.check_ids(tokens.ids)
+        return tokens
+
+    def draft(self) -> Draft:
+        """A draft to try a text with."""
+        return Draft(self.guard, hide=False)
+
+    @property
+    def guard(self) -> TokenGuard:
+        """Knows the tokenizer's control tokens.
+
+        Raises:
+            ItemFailure: INVALID_SAMPLE, if there is no tokenizer.
+        """
+        if self._guard is None:
+            raise ItemFailure(
+                ItemErrorCode.INVALID_SAMPLE,
+                "the sample is text and the model has no tokenizer; send token ids",
+            )
+        return self._guard
 
     def _of_pair(self, sample: Sample) -> Tokens:
-        encoding = self._tokenize(
-            self._plain(sample.prompt), self._plain(sample.completion), special=True
-        )
-        type_ids = np.asarray(encoding["token_type_ids"], np.int32)
-        sequence = encoding.sequence_ids(0)
-        return _tokens(
-            np.asarray(encoding["input_ids"], np.int32),
-            in_completion=np.asarray([s == 1 for s in sequence], bool),
-            is_special=np.asarray(encoding["special_tokens_mask"], bool),
-            type_ids=type_ids,
+        guard = self.guard
+        first, second = plain(sample.prompt), plain(sample.completion)
+        encoding = Encoding.of(self._backend_encode(first, second, special=True), pair=True)
+        if self._config.special_tokens_in_text == "split":
+            looks = guard.lookalikes(first) or guard.lookalikes(second)
+            if looks or guard.is_forged(encoding, first, second):
+                encoding = guard.encode_pair(first, second)
+        return Tokens.of(
+            encoding.ids,
+            in_completion=encoding.sequence == 1,
+            is_special=encoding.added,
+            type_ids=encoding.type_ids,
         )
 
-    def _is_chat(self, sample: Sample) -> bool:
+    def _unwrapped(self, sample: Sample) -> Sample:
+        """One question and one answer, sent as messages, where a text template wants texts."""
+        if self._config.text_template is None or self._config.input != "text":
+            return sample
+        prompt = _only(sample.prompt, "user")
+        completion = _only(sample.completion, "assistant")
+        if prompt is sample.prompt and completion is sample.completion:
+            return sample
+        return Sample(prompt=prompt, completion=completion)
+
+    def is_chat(self, sample: Sample) -> bool:
+        """Whether the chat template writes this sample.
+
+        Raises:
+            ItemFailure: INVALID_SAMPLE, if it is messages and they cannot be written.
+        """
         messages = _is_messages(sample.prompt) or _is_messages(sample.completion)
         if self._config.input == "text" and messages:
             raise ItemFailure(
@@ -184,84 +274,71 @@ class SampleEncoder:
             )
         return messages or self._config.input == "chat"
 
-    def _plain(self, side: Text) -> str:
-        assert not side or isinstance(side, str), "messages are chats and ids are ids"
-        return side if isinstance(side, str) else ""
+    def tokenize(
+        self, write: Callable[[Draft], Written], *, special: bool
+    ) -> tuple[Encoding, Written]:
+        """Writes a text and tokenises it; see `rewardsvc.scorers._guard` for how and why.
 
-    def _joined(self, sample: Sample) -> tuple[str, int]:
-        """Prompt and completion as one text, and where the completion starts in it."""
-        prompt, completion = self._plain(sample.prompt), self._plain(sample.completion)
-        if self._config.text_template is None:
-            return prompt + completion, len(prompt)
-        before, _, after = self._config.text_template.partition("{completion}")
-        # Replaced piece by piece: braces in untrusted text mean nothing.
-        before, after = before.replace("{prompt}", prompt), after.replace("{prompt}", prompt)
-        return before + completion + after, len(before)
+        Args:
+            write: Writes the text with a draft; called again if the first one is suspicious.
+            special: Whether the tokenizer adds its own tokens around the text.
 
-    def _rendered(self, sample: Sample) -> tuple[str, int]:
-        """The chat as its template writes it, and where the completion's content starts in it."""
-        prompt = _as_messages(sample.prompt, "user") if sample.prompt else []
-        completion = _as_messages(sample.completion, "assistant")
-        full = self._apply_template(prompt + completion, add_generation_prompt=False)
-        if not prompt:
-            return full, 0
-        opening = self._apply_template(prompt, add_generation_prompt=True)
-        shared = len(os.path.commonprefix([full, opening]))  # noqa: RUF071 - characters are meant
-        content = completion[0]["content"].strip() if completion else ""
-        # Some templates put something before the content, for instance an empty thought.
-        return full, max(shared, full.find(content, shared))
+        Returns:
+            The encoding, and the places in the text as its offsets count.
 
-    def _apply_template(self, messages: list[dict[str, str]], **options: Any) -> str:
-        from jinja2 import TemplateError
-
+        Raises:
+            ItemFailure: INVALID_SAMPLE, if there is no tokenizer or the text is not Unicode.
+        """
+        guard = self.guard
+        draft = Draft(guard, hide=False)
+        written = write(draft)
+        split = self._config.special_tokens_in_text == "split"
+        if not (split and draft.suspicious):
+            encoding = Encoding.of(self._backend_encode(written.text, special=special))
+            if not (split and guard.is_forged(encoding, written.text)):
+                return encoding, written
+        draft = Draft(guard, hide=True)
+        written = write(draft)
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except TemplateError as error:
-            raise ItemFailure(
-                ItemErrorCode.INVALID_SAMPLE,
-                f"the model's chat template does not take these messages: {error}",
-            ) from None
-        assert isinstance(text, str)
-        return text
+            encoding, points = guard.encode(written.text, draft, written.points, special=special)
+        except (UnicodeError, TypeError) as error:
+            raise _not_unicode(error, [written.text]) from None
+        return encoding, written.moved(points)
 
-    def _tokenize(self, *texts: str, special: bool) -> Any:
-        if self._tokenizer is None:
-            raise ItemFailure(
-                ItemErrorCode.INVALID_SAMPLE,
-                "the sample is text and the model has no tokenizer; send token ids",
-            )
+    def _backend_encode(self, *texts: str, special: bool) -> Any:
         try:
             return self._tokenizer(
                 *texts,
                 add_special_tokens=special,
-                return_special_tokens_mask=True,
-                return_offsets_mapping=True,
-                return_token_type_ids=self._pair,
                 return_attention_mask=False,
+                return_token_type_ids=False,
                 verbose=False,
-            )
+            ).encodings[0]
         except (UnicodeError, TypeError) as error:
-            for text in texts:
-                if any("\ud800" <= char <= "\udfff" for char in text):
-                    raise ItemFailure(
-                        ItemErrorCode.INVALID_SAMPLE,
-                        f"the text is not valid Unicode: {error}",
-                    ) from None
-            raise
+            raise _not_unicode(error, texts) from None
 
-    def _with_bos_and_eos(self, tokens: Tokens) -> Tokens:
+    def _ended(self, tokens: Tokens) -> Tokens:
         bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
-        num_bos = _leading(tokens.ids, bos)
+        num_bos = leading(tokens.ids, bos)
         wanted = {"auto": min(num_bos, 1), "always": 1, "never": 0}[self._config.bos]
         if num_bos > wanted:
             tokens = tokens.pick(np.arange(len(tokens.ids)) >= num_bos - wanted)
         elif num_bos < wanted:
-            tokens = _insert(tokens, 0, bos, in_completion=False)
+            tokens = tokens.insert(0, bos, in_completion=False)
         if wanted:
             tokens.is_special[0] = True  # a template's BOS is not to be cut off either
-        if self._config.append_eos and (not len(tokens.ids) or tokens.ids[-1] != eos):
-            tokens = _insert(tokens, len(tokens.ids), eos, in_completion=True)
+        for last in (eos if self._config.append_eos else None, self._last_id):
+            if last is not None and (not len(tokens.ids) or tokens.ids[-1] != last):
+                tokens = tokens.insert(len(tokens.ids), last, in_completion=True)
         return tokens
+
+    def ended(self, parts: Sequence[Tokens]) -> Tokens:
+        """Parts that were tokenised on their own, as one sample.
+
+        Raises:
+            ItemFailure: As `checked`.
+        """
+        return self.checked(self._ended(Tokens.joined(*parts)))
 
     def cut(self, tokens: Tokens) -> Tokens:
         """The tokens that fit the model.
@@ -285,6 +362,23 @@ class SampleEncoder:
         return tokens.pick(keep)
 
 
+def _columns(encoding: Encoding, written: Written) -> Tokens:
+    # A token on the border counts as completion: it holds some of its characters.
+    in_completion = (encoding.ends > written.start) & ~encoding.added
+    # Whatever the tokenizer adds at the end comes after the completion's start.
+    in_completion |= encoding.added & (np.cumsum(in_completion) > 0)
+    return Tokens.of(encoding.ids, in_completion=in_completion, is_special=encoding.added)
+
+
+def _not_unicode(error: Exception, texts: Sequence[str]) -> Exception:
+    for text in texts:
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            return ItemFailure(
+                ItemErrorCode.INVALID_SAMPLE, f"the text is not valid Unicode: {error}"
+            )
+    return error
+
+
 def _check_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
     if not tokenizer.is_fast:
         raise ConfigError(
@@ -292,40 +386,32 @@ def _check_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
         )
     if config.input == "chat" and not tokenizer.chat_template:
         raise ConfigError("input: 'chat', but the tokenizer has no chat template; use 'text'")
+    if tokenizer.chat_template:
+        _check_template(tokenizer)
     if config.bos == "always" and tokenizer.bos_token_id is None:
         raise ConfigError("bos: 'always', but the tokenizer has no BOS token; use 'auto'")
     if config.append_eos and tokenizer.eos_token_id is None:
         raise ConfigError("append_eos: true, but the tokenizer has no EOS token")
 
 
-def _tokens(
-    ids: NDArray[Any],
-    *,
-    in_completion: NDArray[np.bool_],
-    is_special: NDArray[np.bool_] | None = None,
-    type_ids: NDArray[np.int32] | None = None,
-) -> Tokens:
-    return Tokens(
-        ids=ids.astype(np.int32),
-        in_completion=in_completion,
-        is_special=np.zeros(len(ids), bool) if is_special is None else is_special,
-        type_ids=np.zeros(len(ids), np.int32) if type_ids is None else type_ids,
-    )
+def _check_template(tokenizer: Any) -> None:
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"chat_template: is no Jinja template: {error}") from None
+    except (TemplateError, TypeError, ValueError, LookupError):
+        pass  # it wants other messages than these
 
 
-def _insert(tokens: Tokens, at: int, token_id: int, *, in_completion: bool) -> Tokens:
-    return Tokens(
-        ids=np.insert(tokens.ids, at, token_id),
-        in_completion=np.insert(tokens.in_completion, at, in_completion),
-        is_special=np.insert(tokens.is_special, at, True),
-        type_ids=np.insert(tokens.type_ids, at, 0),
-    )
-
-
-def _leading(ids: NDArray[np.int32], token_id: int | None) -> int:
-    """How often `token_id` stands at the start."""
-    others = np.flatnonzero(ids != token_id) if token_id is not None else np.zeros(1, np.int64)
-    return int(others[0]) if len(others) else len(ids)
+def _only(side: Text, role: str) -> Text:
+    """The content of a side's only message, if that is all it has."""
+    if not isinstance(side, str) and len(side) == 1:
+        message = side[0]
+        if isinstance(message, Message) and message.role == role:
+            return message.content
+    return side
 
 
 def _is_ids(side: Text) -> bool:
@@ -334,9 +420,3 @@ def _is_ids(side: Text) -> bool:
 
 def _is_messages(side: Text) -> bool:
     return not isinstance(side, str) and len(side) > 0 and isinstance(side[0], Message)
-
-
-def _as_messages(side: Text, role: str) -> list[dict[str, str]]:
-    if isinstance(side, str):
-        return [{"role": role, "content": side}]
-    return [{"role": m.role, "content": m.content} for m in side if isinstance(m, Message)]

@@ -234,7 +234,11 @@ scorers: {{orm: {{type: orm, model: {folder}}}}}
 
     metrics = server.server.metrics.registry
     labels = {"model": "orm"}
-    assert metrics.get_sample_value("rewardsvc_batch_items_sum", labels) >= 40
+    computed = metrics.get_sample_value("rewardsvc_batch_items_sum", labels)
+    in_flight = {"model": "orm", "source": "in_flight"}
+    shared = metrics.get_sample_value("rewardsvc_reused_samples_total", in_flight)
+    assert computed + shared >= 40
+    assert computed < 40, "all the samples are identical"
     assert metrics.get_sample_value("rewardsvc_forward_seconds_count", labels) >= 1
     assert metrics.get_sample_value("rewardsvc_queue_items", labels) == 0
     assert metrics.get_sample_value(

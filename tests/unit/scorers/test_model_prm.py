@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
@@ -112,6 +113,8 @@ async def test_value_is_the_reduction_of_the_steps(
         "mean": total / 3,
         "last": score.steps[2],
         "sum": total,
+        "softmin": np.dot(score.steps, np.exp(-10 * np.asarray(score.steps)))
+        / np.exp(-10 * np.asarray(score.steps)).sum(),
     }
     assert score.value == pytest.approx(by_hand[reduce])
 
