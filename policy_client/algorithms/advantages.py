@@ -2,7 +2,8 @@
 
 Legend: P prompts, G completions of each (a group). Rewards are float [P, G] with NaN where there is
 no reward: such a completion has no advantage, and takes no part in its group's statistics. It never
-counts as a reward of 0, which would punish it and praise its neighbours.
+counts as a reward of 0, which would punish it and praise its neighbours. Padding cannot leak in
+either: there are no tokens here, only completions.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from rewardsvc.policy_client.algorithms.masking import masked_var
 
 GROUP_STD_EPS = 1e-4
 """Added to a group's standard deviation: TRL's value. verl has 1e-6, OpenRLHF 1e-9."""
@@ -57,9 +60,7 @@ def group_normalised(
     group = _Group.of(rewards_PG)
     centred_PG = group.rewards - group.mean
     if scale_by_std:
-        squares_PG = torch.where(group.valid, centred_PG * centred_PG, 0.0)
-        std_P1 = (squares_PG.sum(1, keepdim=True) / (group.count - 1).clamp(min=1)).sqrt()
-        centred_PG = centred_PG / (std_P1 + eps)
+        centred_PG = centred_PG / (group.std + eps)
     return group.finish(centred_PG)
 
 
@@ -84,6 +85,106 @@ def leave_one_out(rewards_PG: Tensor) -> GroupAdvantages:
     return group.finish(scale_P1 * (group.rewards - group.mean))
 
 
+def leave_one_out_normalised(rewards_PG: Tensor, *, eps: float = GROUP_STD_EPS) -> GroupAdvantages:
+    """(r - mean of the others) / (std of the whole group + eps).
+
+    The baseline leaves the completion out, the scale does not. Scaling by the deviation of the
+    *others* is the obvious version, and wrong: one success among failures has others that are all
+    equal, a deviation of 0, and an advantage of 1 / eps.
+
+    Args:
+        rewards_PG: float [P, G]; NaN where there is no reward.
+        eps: Added to the standard deviation.
+
+    Returns:
+        Advantages of the dtype of `rewards_PG`, at most sqrt(G) in absolute value.
+
+    Raises:
+        ValueError: If `rewards_PG` is not two-dimensional.
+
+    Source: `leave_one_out` over the standard deviation of Shao et al. 2024, section 4.1.2
+    (arXiv:2402.03300).
+    """
+    group = _Group.of(rewards_PG)
+    scale_P1 = group.count / (group.count - 1).clamp(min=1)
+    return group.finish(scale_P1 * (group.rewards - group.mean) / (group.std + eps))
+
+
+def group_centred_batch_scaled(
+    rewards_PG: Tensor, *, eps: float = GROUP_STD_EPS
+) -> GroupAdvantages:
+    """(r - mean of the group) / (std of all rewards of the batch + eps).
+
+    Args:
+        rewards_PG: float [P, G]; NaN where there is no reward.
+        eps: Added to the standard deviation.
+
+    Returns:
+        Advantages of the dtype of `rewards_PG`.
+
+    Raises:
+        ValueError: If `rewards_PG` is not two-dimensional.
+
+    Source: Liu et al. 2025, "Tricks or Traps? A Deep Dive into RL for LLM Reasoning", section 4
+    (arXiv:2508.08221); the deviation has Bessel's correction, as in TRL's `scale_rewards="batch"`.
+    """
+    group = _Group.of(rewards_PG)
+    std = masked_var(rewards_PG, rewards_PG.isfinite()).sqrt()
+    return group.finish((group.rewards - group.mean) / (std + eps))
+
+
+def against_baseline(rewards_PG: Tensor, baseline: float) -> GroupAdvantages:
+    """r - b with one number b for all: every completion that has a reward may be learned from.
+
+    Args:
+        rewards_PG: float [P, G]; NaN where there is no reward. G may be 1.
+        baseline: In units of reward; for instance from `moving_baseline`.
+
+    Returns:
+        Advantages of the dtype of `rewards_PG`. A group of equal rewards has one too, unless these
+        equal the baseline.
+
+    Raises:
+        ValueError: If `rewards_PG` is not two-dimensional.
+
+    Source: Williams 1992, "Simple Statistical Gradient-Following Algorithms", section 3
+    (reinforcement comparison).
+    """
+    group = _Group.of(rewards_PG)
+    present_PG = rewards_PG.isfinite()
+    return GroupAdvantages(
+        values=torch.where(present_PG, group.rewards - baseline, 0.0),
+        valid=present_PG,
+        zero_std=group.finish(group.rewards).zero_std,
+    )
+
+
+def moving_baseline(baseline: float | None, rewards: Tensor, *, decay: float) -> float | None:
+    """b <- decay * b + (1 - decay) * mean(r): the baseline that the next batch is compared with.
+
+    The batch's own rewards must not be part of its baseline, so update it after the advantages are
+    taken; only the very first batch, which has nothing else to be compared with, gets its own mean.
+
+    Args:
+        baseline: The present one; None before the first batch.
+        rewards: Any shape; NaN where there is no reward.
+        decay: In [0, 1): 0.9 remembers about ten batches.
+
+    Returns:
+        The new one: the mean of `rewards` if there was none, and `baseline` if no reward is there.
+
+    Raises:
+        ValueError: If `decay` is out of range.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay is {decay}; it must be in [0, 1)")
+    present = rewards[rewards.isfinite()]
+    if present.numel() == 0:
+        return baseline
+    mean = float(present.mean())
+    return mean if baseline is None else decay * baseline + (1 - decay) * mean
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Group:
     """Rewards with NaN replaced by 0, and the statistics of the valid ones."""
@@ -93,6 +194,13 @@ class _Group:
     count: Tensor  # [P, 1], as are the two below
     mean: Tensor
     all_equal: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """[P, 1], with Bessel's correction; 0 for groups of fewer than two."""
+        centred_PG = torch.where(self.valid, self.rewards - self.mean, 0.0)
+        squares_P1 = (centred_PG * centred_PG).sum(1, keepdim=True)
+        return (squares_P1 / (self.count - 1).clamp(min=1)).sqrt()
 
     @classmethod
     def of(cls, rewards_PG: Tensor) -> _Group:

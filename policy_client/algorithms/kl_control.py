@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class KlRule(StrEnum):
+    """How the coefficient is steered, where there is a target.
+
+    * ADAPTIVE: in proportion to the error, on the KL of whole completions (Ziegler).
+    * DOUBLING: doubled or halved when the KL of a token leaves a band (PPO-penalty).
+    """
+
+    ADAPTIVE = "adaptive"
+    DOUBLING = "doubling"
+
 
 MAX_RELATIVE_ERROR = 0.2
 """One update changes the coefficient by at most this share of num_samples / horizon."""
@@ -48,3 +61,43 @@ class KlController:
             return coef
         error = min(max(kl / self.target - 1.0, -MAX_RELATIVE_ERROR), MAX_RELATIVE_ERROR)
         return coef * (1.0 + error * num_samples / self.horizon)
+
+
+DOUBLING_BAND = 1.5
+"""The coefficient is left alone while target / 1.5 <= KL <= 1.5 * target."""
+
+DOUBLING_FACTOR = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoublingRule:
+    """PPO-penalty's rule: beta * 2 if KL > 1.5 target, beta / 2 if KL < target / 1.5.
+
+    Attributes:
+        target: Wanted mean KL of a token after an iteration's updates, in nats.
+
+    Raises:
+        ValueError: If the target is not positive.
+
+    Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms", section 4
+    (arXiv:1707.06347).
+    """
+
+    target: float
+
+    def __post_init__(self) -> None:
+        if not self.target > 0:
+            raise ValueError(f"target is {self.target}; it must be positive")
+
+    def updated(self, coef: float, *, kl: float) -> float:
+        """The next coefficient.
+
+        Args:
+            coef: The present coefficient.
+            kl: Measured mean KL of a token, in nats.
+        """
+        if kl > DOUBLING_BAND * self.target:
+            return coef * DOUBLING_FACTOR
+        if kl < self.target / DOUBLING_BAND:
+            return coef / DOUBLING_FACTOR
+        return coef

@@ -1,4 +1,7 @@
-"""The clipped policy-gradient loss of PPO and its relatives, per token.
+"""The policy-gradient losses of PPO and its relatives, per token.
+
+`importance_ratio` is the one column, `clipped_policy_loss`, `unclipped_policy_loss` and
+`cispo_policy_loss` are the values of the other; `policy_loss` picks by name.
 
 Legend: N sequences, T completion tokens.
 """
@@ -21,11 +24,27 @@ class RatioLevel(StrEnum):
     * TOKEN: each token its own (PPO, GRPO).
     * SEQUENCE: the product over the completion, one for all of its tokens (RLOO as TRL has it).
     * SEQUENCE_MEAN: the geometric mean over the completion, one for all of its tokens (GSPO).
+    * SEQUENCE_MEAN_TOKEN: the same value, but each token's ratio has the gradient of that token
+      alone (GSPO-token).
     """
 
     TOKEN = "token"  # noqa: S105 - no secret
     SEQUENCE = "sequence"
     SEQUENCE_MEAN = "sequence-mean"
+    SEQUENCE_MEAN_TOKEN = "sequence-mean-token"  # noqa: S105 - no secret
+
+
+class Objective(StrEnum):
+    """What a token's loss is; r is the ratio, A the advantage.
+
+    * CLIP: -min(r A, clip(r) A): the gradient stops where clipping binds (PPO and its relatives).
+    * UNCLIPPED: -r A (PPO-penalty, which holds the policy back by a KL term; REINFORCE at r = 1).
+    * CISPO: -sg(clip(r)) A log p: the weight is clipped, and every token keeps its gradient.
+    """
+
+    CLIP = "clip"
+    UNCLIPPED = "unclipped"
+    CISPO = "cispo"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,19 +97,60 @@ def importance_ratio(
 ) -> Tensor:
     """pi / pi_old at each token: float [N, T], 1 where masked.
 
-    SEQUENCE_MEAN's gradient is spread evenly over the tokens of a completion; advantages that vary
-    within a completion are weighted by one and the same ratio.
+    * TOKEN: r_t = exp(log p_t - log p_old,t).
+    * SEQUENCE: the product of all r_t of a completion.
+    * SEQUENCE_MEAN: s = exp(mean of log r_t over the completion's tokens). Its gradient is spread
+      evenly over the tokens; advantages that vary within a completion are all weighted by it.
+    * SEQUENCE_MEAN_TOKEN: sg(s) p_t / sg(p_t): the value is s, the gradient is s times that of
+      log p_t. Summed over a completion with one advantage it is the gradient of SEQUENCE_MEAN;
+      with advantages that vary by token, each token answers for its own.
 
-    Source: TOKEN: Schulman et al. 2017, equation 6 (arXiv:1707.06347). SEQUENCE_MEAN: Zheng et al.
-    2025, "Group Sequence Policy Optimization", equation 7 (arXiv:2507.18071).
+    Args:
+        logprobs_NT: float [N, T], under the policy.
+        old_logprobs_NT: float [N, T], under the policy that made the rollout.
+        mask_NT: bool [N, T].
+        level: Over what.
+
+    Source: TOKEN: Schulman et al. 2017, equation 6 (arXiv:1707.06347). SEQUENCE_MEAN and
+    SEQUENCE_MEAN_TOKEN: Zheng et al. 2025, "Group Sequence Policy Optimization", equation 7 and
+    section 4.3 (arXiv:2507.18071). Log ratios are clamped to +-20, as verl does with tokens.
     """
     log_ratio_NT = torch.where(mask_NT, logprobs_NT - old_logprobs_NT, 0.0)
     if level is not RatioLevel.TOKEN:
         total_N1 = log_ratio_NT.sum(1, keepdim=True)
-        if level is RatioLevel.SEQUENCE_MEAN:
+        if level is not RatioLevel.SEQUENCE:
             total_N1 = total_N1 / mask_NT.sum(1, keepdim=True).clamp(min=1)
+        if level is RatioLevel.SEQUENCE_MEAN_TOKEN:
+            own_NT = torch.where(mask_NT, logprobs_NT, 0.0)
+            total_N1 = total_N1.detach() + (own_NT - own_NT.detach())
         log_ratio_NT = torch.where(mask_NT, total_N1, 0.0)
     return log_ratio_NT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+
+
+def policy_loss(
+    logprobs_NT: Tensor,
+    ratio_NT: Tensor,
+    advantages_NT: Tensor,
+    mask_NT: Tensor,
+    *,
+    objective: Objective,
+    clip: ClipRange,
+) -> PolicyLoss:
+    """The loss of each token by the objective's name.
+
+    Args:
+        logprobs_NT: float [N, T], under the policy.
+        ratio_NT: float [N, T], from `importance_ratio` of `logprobs_NT`.
+        advantages_NT: float [N, T].
+        mask_NT: bool [N, T].
+        objective: Which loss.
+        clip: The bounds; UNCLIPPED has none.
+    """
+    if objective is Objective.CISPO:
+        return cispo_policy_loss(logprobs_NT, ratio_NT, advantages_NT, mask_NT, clip=clip)
+    if objective is Objective.UNCLIPPED:
+        return unclipped_policy_loss(ratio_NT, advantages_NT, mask_NT)
+    return clipped_policy_loss(ratio_NT, advantages_NT, mask_NT, clip)
 
 
 def clipped_policy_loss(
@@ -121,4 +181,62 @@ def clipped_policy_loss(
         ratio=ratio_NT,
         clipped_low=(ratio_NT < low) & (advantages_NT < 0),
         clipped_high=(ratio_NT > high) & (advantages_NT > 0),
+    )
+
+
+def unclipped_policy_loss(ratio_NT: Tensor, advantages_NT: Tensor, mask_NT: Tensor) -> PolicyLoss:
+    """-ratio * A at each token.
+
+    Args:
+        ratio_NT: float [N, T], from `importance_ratio`.
+        advantages_NT: float [N, T].
+        mask_NT: bool [N, T].
+
+    Source: Schulman et al. 2017, equation 8 without its KL term (arXiv:1707.06347), which is a
+    column of its own.
+    """
+    advantages_NT = torch.where(mask_NT, advantages_NT, 0.0)
+    ratio_NT = torch.where(mask_NT, ratio_NT, 1.0)
+    nowhere_NT = torch.zeros_like(mask_NT)
+    return PolicyLoss(
+        loss=-ratio_NT * advantages_NT,
+        ratio=ratio_NT.detach(),
+        clipped_low=nowhere_NT,
+        clipped_high=nowhere_NT,
+    )
+
+
+def cispo_policy_loss(
+    logprobs_NT: Tensor,
+    ratio_NT: Tensor,
+    advantages_NT: Tensor,
+    mask_NT: Tensor,
+    *,
+    clip: ClipRange,
+) -> PolicyLoss:
+    """-sg(clip(ratio, 1 - eps_low, 1 + eps_high)) * A * log p at each token.
+
+    Args:
+        logprobs_NT: float [N, T], under the policy.
+        ratio_NT: float [N, T], from `importance_ratio`; only its value is used.
+        advantages_NT: float [N, T].
+        mask_NT: bool [N, T].
+        clip: The bounds of the weight; eps_low = 1 is no lower one, as a ratio is positive. TRL's
+            `epsilon_high` is the upper bound itself, eps_high + 1 here. `dual` is not used.
+
+    Returns:
+        The losses; `clipped_low` and `clipped_high` say where the weight was clipped, for either
+        sign of the advantage. No gradient was cut there.
+
+    Source: MiniMax 2025, "MiniMax-M1", equations 4 and 5 (arXiv:2506.13585).
+    """
+    advantages_NT = torch.where(mask_NT, advantages_NT, 0.0)
+    logprobs_NT = torch.where(mask_NT, logprobs_NT, 0.0)
+    ratio_NT = torch.where(mask_NT, ratio_NT, 1.0).detach()
+    low, high = 1 - clip.eps_low, 1 + clip.eps_high
+    return PolicyLoss(
+        loss=-ratio_NT.clamp(low, high) * advantages_NT * logprobs_NT,
+        ratio=ratio_NT,
+        clipped_low=ratio_NT < low,
+        clipped_high=ratio_NT > high,
     )

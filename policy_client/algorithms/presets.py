@@ -6,136 +6,132 @@ The trainer reads the row, and has no branch by an algorithm's name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
 from rewardsvc.policy_client.algorithms.aggregation import Aggregation
 from rewardsvc.policy_client.algorithms.kl import KlEstimator
-from rewardsvc.policy_client.algorithms.policy_loss import ClipRange, RatioLevel
+from rewardsvc.policy_client.algorithms.kl_control import KlRule
+from rewardsvc.policy_client.algorithms.masking import Whitening
+from rewardsvc.policy_client.algorithms.policy_loss import ClipRange, Objective, RatioLevel
+from rewardsvc.policy_client.algorithms.spec import (
+    AdvantageEstimator,
+    AlgorithmSpec,
+    KlAnchor,
+    KlPlace,
+)
 
+__all__ = ["PRESETS", "AdvantageEstimator", "AlgorithmSpec", "KlAnchor", "KlPlace"]
 
-class AdvantageEstimator(StrEnum):
-    """How rewards become advantages.
-
-    * GAE: per token, against a critic's values; whitened over the batch.
-    * GROUP_NORM: per completion, centred and scaled within its group.
-    * GROUP_CENTRE: per completion, centred within its group.
-    * LEAVE_ONE_OUT: per completion, against the mean of the others of its group.
-    * WHITENED_RETURN: per token, the reward to go, whitened over the batch; no group needed.
-    """
-
-    GAE = "gae"
-    GROUP_NORM = "group-norm"
-    GROUP_CENTRE = "group-centre"
-    LEAVE_ONE_OUT = "leave-one-out"
-    WHITENED_RETURN = "whitened-return"
-
-    @property
-    def per_token(self) -> bool:
-        """Whether advantages vary within a completion, so that a KL penalty does too."""
-        return self in (AdvantageEstimator.GAE, AdvantageEstimator.WHITENED_RETURN)
-
-    @property
-    def needs_critic(self) -> bool:
-        """Whether there must be a value function."""
-        return self is AdvantageEstimator.GAE
-
-
-class KlPlace(StrEnum):
-    """Where the KL penalty enters.
-
-    * REWARD: subtracted from the reward before advantages are taken; no gradient of its own.
-    * LOSS: a term of the loss, with a gradient of its own.
-    """
-
-    REWARD = "reward"
-    LOSS = "loss"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlgorithmSpec:
-    """One row of the table.
-
-    Attributes:
-        advantage: How rewards become advantages.
-        ratio: Over what the importance ratio is taken.
-        clip: The ratio's bounds.
-        aggregation: How token losses become one number.
-        kl_place: Where the KL penalty enters, if its coefficient is not 0.
-        kl_estimator: By which estimator.
-        kl_coef: The penalty's default coefficient; 0 needs no reference policy.
-        num_generations: Default size of a group.
-        num_epochs: Default passes over each batch of rollouts.
-        num_minibatches: Default optimiser steps per pass.
-        source: Where the row comes from, and where it deviates.
-
-    Raises:
-        ValueError: If a group estimator comes with groups of one.
-    """
-
-    advantage: AdvantageEstimator
-    ratio: RatioLevel = RatioLevel.TOKEN
-    clip: ClipRange = field(default_factory=ClipRange)
-    aggregation: Aggregation = Aggregation.TOKEN_MEAN
-    kl_place: KlPlace
-    kl_estimator: KlEstimator
-    kl_coef: float
-    num_generations: int
-    num_epochs: int = 1
-    num_minibatches: int = 1
-    source: str
-
-    def __post_init__(self) -> None:
-        if not self.advantage.per_token and self.num_generations < 2:
-            raise ValueError(
-                f"num_generations is {self.num_generations}; {self.advantage} compares the "
-                "completions of a prompt with each other and needs at least 2"
-            )
-
+_PPO: Mapping[str, Any] = {
+    "advantage": AdvantageEstimator.GAE,
+    "whitening": Whitening.BESSEL,
+    "num_generations": 1,
+    "num_epochs": 4,
+}
+_PPO_REWARD_KL: Mapping[str, Any] = {"kl_place": KlPlace.REWARD, "kl_estimator": KlEstimator.K1}
+_GROUP: Mapping[str, Any] = {"advantage": AdvantageEstimator.GROUP_NORM, "num_generations": 8}
 
 PRESETS: Mapping[str, AlgorithmSpec] = MappingProxyType(
     {
         "ppo": AlgorithmSpec(
-            advantage=AdvantageEstimator.GAE,
-            kl_place=KlPlace.REWARD,
-            kl_estimator=KlEstimator.K1,
+            **_PPO,
+            **_PPO_REWARD_KL,
             kl_coef=0.05,
-            num_generations=1,
-            num_epochs=4,
             source="Ouyang et al. 2022 (arXiv:2203.02155); Huang et al. 2024 (arXiv:2403.17031)",
         ),
+        "ppo_adaptive_kl": AlgorithmSpec(
+            **_PPO,
+            **_PPO_REWARD_KL,
+            kl_coef=0.2,
+            kl_target=6.0,
+            source="Ziegler et al. 2019 (arXiv:1909.08593): beta follows a target of 6 nats",
+        ),
+        "ppo_penalty": AlgorithmSpec(
+            **_PPO,
+            objective=Objective.UNCLIPPED,
+            kl_anchor=KlAnchor.OLD_POLICY,
+            kl_coef=1.0,
+            kl_target=0.01,
+            kl_rule=KlRule.DOUBLING,
+            source=(
+                "Schulman et al. 2017, section 4 (arXiv:1707.06347): no clipping, but a KL to the "
+                "old policy whose weight doubles and halves. k3 in place of the exact KL."
+            ),
+        ),
+        "ppo_dual_clip": AlgorithmSpec(
+            **_PPO,
+            **_PPO_REWARD_KL,
+            kl_coef=0.05,
+            clip=ClipRange(dual=3.0),
+            source="Ye et al. 2020 (arXiv:1912.09729)",
+        ),
+        "ppo_process": AlgorithmSpec(
+            **_PPO,
+            **_PPO_REWARD_KL,
+            kl_coef=0.05,
+            process_weight=1.0,
+            source=(
+                "Wang et al. 2024, Math-Shepherd, step-by-step PPO (arXiv:2312.08935): a process "
+                "reward at the end of each step, through GAE"
+            ),
+        ),
         "grpo": AlgorithmSpec(
-            advantage=AdvantageEstimator.GROUP_NORM,
-            kl_place=KlPlace.LOSS,
-            kl_estimator=KlEstimator.K3,
-            kl_coef=0.0,
-            num_generations=8,
+            **_GROUP,
             source=(
                 "Shao et al. 2024 (arXiv:2402.03300). Token-mean and no KL are what libraries have "
-                "as their defaults today; the paper has seq-mean-token-mean and kl_coef 0.04."
+                "as their defaults today; the paper's are compat: paper."
             ),
+        ),
+        "grpo_process": AlgorithmSpec(
+            advantage=AdvantageEstimator.STEP_GROUP_NORM,
+            outcome_weight=0.0,
+            process_weight=1.0,
+            num_generations=8,
+            source="Shao et al. 2024, section 4.1.3, process supervision (arXiv:2402.03300)",
         ),
         "dr_grpo": AlgorithmSpec(
             advantage=AdvantageEstimator.GROUP_CENTRE,
             aggregation=Aggregation.SEQ_MEAN_TOKEN_SUM_NORM,
-            kl_place=KlPlace.LOSS,
-            kl_estimator=KlEstimator.K3,
-            kl_coef=0.0,
             num_generations=8,
             source="Liu et al. 2025 (arXiv:2503.20783)",
         ),
+        "dapo": AlgorithmSpec(
+            **_GROUP,
+            clip=ClipRange(eps_low=0.2, eps_high=0.28),
+            dynamic_sampling=True,
+            overlong_share=0.2,
+            num_minibatches=4,
+            source=(
+                "Yu et al. 2025 (arXiv:2503.14476). The paper takes 16 optimiser steps per rollout "
+                "and groups of 16, and its equation the mean within each group."
+            ),
+        ),
+        "cispo": AlgorithmSpec(
+            **_GROUP,
+            objective=Objective.CISPO,
+            clip=ClipRange(eps_low=1.0, eps_high=4.0),
+            num_minibatches=4,
+            source=(
+                "MiniMax 2025 (arXiv:2506.13585): no lower bound; an upper one of 5 as in ScaleRL "
+                "(arXiv:2510.13786)."
+            ),
+        ),
         "gspo": AlgorithmSpec(
-            advantage=AdvantageEstimator.GROUP_NORM,
+            **_GROUP,
             ratio=RatioLevel.SEQUENCE_MEAN,
             clip=ClipRange(eps_low=3e-4, eps_high=4e-4),
             aggregation=Aggregation.SEQ_MEAN_TOKEN_MEAN,
-            kl_place=KlPlace.LOSS,
-            kl_estimator=KlEstimator.K3,
-            kl_coef=0.0,
-            num_generations=8,
             num_minibatches=4,
             source="Zheng et al. 2025 (arXiv:2507.18071)",
+        ),
+        "gspo_token": AlgorithmSpec(
+            **_GROUP,
+            ratio=RatioLevel.SEQUENCE_MEAN_TOKEN,
+            clip=ClipRange(eps_low=3e-4, eps_high=4e-4),
+            aggregation=Aggregation.SEQ_MEAN_TOKEN_MEAN,
+            num_minibatches=4,
+            source="Zheng et al. 2025, section 4.3 (arXiv:2507.18071)",
         ),
         "rloo": AlgorithmSpec(
             advantage=AdvantageEstimator.LEAVE_ONE_OUT,
@@ -150,13 +146,35 @@ PRESETS: Mapping[str, AlgorithmSpec] = MappingProxyType(
                 "it is constant in one, seq-mean-token-mean is the mean over completions."
             ),
         ),
+        "reinforce": AlgorithmSpec(
+            advantage=AdvantageEstimator.MOVING_BASELINE,
+            objective=Objective.UNCLIPPED,
+            aggregation=Aggregation.SEQ_MEAN_TOKEN_SUM,
+            kl_place=KlPlace.REWARD,
+            kl_estimator=KlEstimator.K1,
+            kl_coef=0.05,
+            num_generations=1,
+            source=(
+                "Williams 1992 with a moving-average baseline, as in Ahmadian et al. 2024, "
+                "section 3.1 (arXiv:2402.14740)"
+            ),
+        ),
         "reinforce_pp": AlgorithmSpec(
-            advantage=AdvantageEstimator.WHITENED_RETURN,
+            advantage=AdvantageEstimator.RETURN,
+            whitening=Whitening.BESSEL,
             kl_place=KlPlace.REWARD,
             kl_estimator=KlEstimator.K1,
             kl_coef=0.01,
             num_generations=1,
             source="Hu et al. 2025 (arXiv:2501.03262)",
+        ),
+        "reinforce_pp_baseline": AlgorithmSpec(
+            advantage=AdvantageEstimator.GROUP_CENTRE,
+            whitening=Whitening.BESSEL,
+            kl_estimator=KlEstimator.K2,
+            kl_coef=0.001,
+            num_generations=8,
+            source="Hu et al. 2025, REINFORCE++ with baseline (arXiv:2501.03262): k2 in the loss",
         ),
     }
 )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rewardsvc import kernels
+
 
 def gae(
     rewards_NT: Tensor,
@@ -40,6 +42,11 @@ def gae(
     Source: Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage
     Estimation", equations 11 and 16 (arXiv:1506.02438).
     """
+    if values_NT.is_cuda:
+        # The same recurrence in one launch; the loop below is ten small ones for each of T tokens.
+        return kernels.gae(
+            rewards_NT, values_NT, mask=mask_NT, gamma=gamma, lam=lam, last_values=last_values_N
+        )
     running_N = torch.zeros_like(values_NT[:, 0]) if values_NT.shape[1] else None
     advantages_NT = torch.zeros_like(values_NT)
     if running_N is None:

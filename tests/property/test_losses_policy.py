@@ -49,7 +49,7 @@ def loop_ratio(delta: list[float], level: RatioLevel) -> list[float]:
     if level is RatioLevel.TOKEN:
         return [math.exp(d) for d in delta]
     total = sum(delta)
-    if level is RatioLevel.SEQUENCE_MEAN:
+    if level is not RatioLevel.SEQUENCE:
         total /= max(len(delta), 1)
     return [math.exp(min(max(total, -20), 20))] * len(delta)
 
@@ -70,6 +70,11 @@ def loop_aggregate(losses: list[list[float]], mode: Aggregation) -> float:
         return sum(map(sum, rows)) / sum(map(len, rows))
     if mode is Aggregation.SEQ_MEAN_TOKEN_MEAN:
         return sum(sum(row) / len(row) for row in rows) / len(rows)
+    if mode is Aggregation.GROUP_MEAN_TOKEN_MEAN:
+        pairs = [losses[at : at + 2] for at in range(0, len(losses), 2)]
+        groups = [[loss for row in pair for loss in row] for pair in pairs]
+        groups = [group for group in groups if group]
+        return sum(sum(group) / len(group) for group in groups) / len(groups)
     divisor = NORM_LENGTH if mode is Aggregation.SEQ_MEAN_TOKEN_SUM_NORM else 1
     return sum(sum(row) / divisor for row in rows) / len(rows)
 
@@ -96,7 +101,13 @@ def test_policy_loss_and_gradient_equal_the_loop(
     logprobs.requires_grad_()
     ratio = importance_ratio(logprobs, old, mask, level)
     policy = clipped_policy_loss(ratio, advantages, mask, clip)
-    weights = token_weights(mask, mode, norm_length=NORM_LENGTH, dtype=torch.float64)
+    weights = token_weights(
+        mask,
+        mode,
+        norm_length=NORM_LENGTH,
+        groups_N=torch.arange(len(mask)) // 2,
+        dtype=torch.float64,
+    )
     loss = weighted_sum(policy.loss, weights)
     loss.backward()
 
@@ -123,7 +134,13 @@ def test_micro_batches_add_up_to_the_minibatch(
     mode: Aggregation, batch: tuple[Tensor, Tensor, Tensor, Tensor], cuts: list[int]
 ) -> None:
     loss, _, _, mask = batch
-    weights = token_weights(mask, mode, norm_length=NORM_LENGTH, dtype=torch.float64)
+    weights = token_weights(
+        mask,
+        mode,
+        norm_length=NORM_LENGTH,
+        groups_N=torch.arange(len(mask)) // 2,
+        dtype=torch.float64,
+    )
     edges = sorted({0, len(mask), *(min(cut, len(mask)) for cut in cuts)})
     parts = [weighted_sum(loss[a:b], weights[a:b]).item() for a, b in pairwise(edges)]
     assert sum(parts) == pytest.approx(weighted_sum(loss, weights).item(), rel=1e-9, abs=1e-12)

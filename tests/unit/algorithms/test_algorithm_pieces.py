@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from rewardsvc.policy_client.algorithms.advantages import leave_one_out_normalised
 from rewardsvc.policy_client.algorithms.aggregation import Aggregation, token_weights
 from rewardsvc.policy_client.algorithms.kl import KlEstimator, kl_estimate
-from rewardsvc.policy_client.algorithms.kl_control import KlController
+from rewardsvc.policy_client.algorithms.kl_control import DoublingRule, KlController
 from rewardsvc.policy_client.algorithms.policy_loss import (
     ClipRange,
     RatioLevel,
@@ -23,7 +25,9 @@ from rewardsvc.policy_client.algorithms.presets import (
     KlPlace,
 )
 from rewardsvc.policy_client.algorithms.value_loss import explained_variance
+from rewardsvc.policy_client.train.online.judge import Outcome, judge
 
+NAN = math.nan
 ALL = torch.ones(1, 1, dtype=torch.bool)
 
 
@@ -47,6 +51,66 @@ def test_k3_keeps_its_precision_near_zero() -> None:
 def test_adaptive_coefficient_moves_by_the_clipped_error(kl: float, factor: float) -> None:
     control = KlController(target=1.0, horizon=1000)
     assert control.updated(0.5, kl=kl, num_samples=100) == pytest.approx(0.5 * factor)
+
+
+@pytest.mark.parametrize(("kl", "factor"), [(0.16, 2.0), (0.06, 0.5), (0.14, 1.0), (0.07, 1.0)])
+def test_the_doubling_rule_leaves_a_band_alone(kl: float, factor: float) -> None:
+    assert DoublingRule(target=0.1).updated(0.3, kl=kl) == 0.3 * factor
+
+
+@pytest.mark.parametrize("value", [0.35, 1.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_success_among_failures_has_no_huge_advantage(value: float, dtype: Any) -> None:
+    # The others are all equal: their deviation is 0, or rounding, and must not divide.
+    rewards = torch.full((1, 8), value, dtype=dtype)
+    rewards[0, 3] += 0.6
+    values = leave_one_out_normalised(rewards, eps=1e-9).values
+    assert values.abs().max() <= 8**0.5 + 1e-5
+    assert values[0, 3].item() == pytest.approx(8**0.5, rel=1e-5)
+
+
+def test_padding_never_leaks_into_advantages() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.5]])
+
+    def advantages(width: int, junk: float) -> torch.Tensor:
+        mask = torch.arange(width)[None] < torch.tensor([[3], [1], [2]])
+        outcome = Outcome(
+            rewards=rewards,
+            usable=torch.ones(3, dtype=torch.bool),
+            completion_mask=mask,
+            kl=torch.where(mask, 0.1, junk),
+            values=torch.where(mask, 0.2, junk),
+        )
+        found = []
+        for name in ("ppo", "reinforce_pp", "reinforce_pp_baseline", "grpo", "rloo"):
+            found.append(judge(outcome, PRESETS[name], kl_coef=0.3).advantages[:, :3])
+        return torch.stack(found)
+
+    # Not bit for bit: a sum over another width is added up in another order.
+    torch.testing.assert_close(advantages(9, 0.0), advantages(3, 0.0), rtol=1e-5, atol=1e-6)
+    assert advantages(9, math.nan).equal(advantages(9, 0.0))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("group", [[0.3, 0.3, 0.3, 0.3], [1.0, NAN, 0.0, 0.5], [NAN] * 4])
+def test_equal_one_missing_and_all_missing_have_an_answer(name: str, group: list[float]) -> None:
+    rewards, mask = torch.tensor([group]), torch.ones(4, 2, dtype=torch.bool)
+    steps = torch.where(rewards.isfinite().view(4, 1), rewards.view(4, 1), 0.0)
+    outcome = Outcome(
+        rewards=rewards,
+        usable=torch.ones(4, dtype=torch.bool),
+        completion_mask=mask,
+        values=torch.zeros(4, 2),
+        step_rewards=torch.cat([torch.zeros(4, 1), steps], 1),
+        is_step=torch.tensor([[False, True]]) & rewards.isfinite().view(4, 1),
+    )
+    judged = judge(outcome, PRESETS[name], kl_coef=0.0, baseline=0.3)
+    present = rewards.isfinite().flatten()
+    assert judged.mask.all(1).tolist() == present.tolist()
+    assert judged.advantages.isfinite().all()
+    assert (judged.advantages[~present] == 0).all()
+    if len(set(group)) == 1 and PRESETS[name].advantage.needs_group:
+        assert (judged.advantages == 0).all()
 
 
 def test_without_a_target_the_coefficient_stays() -> None:
@@ -101,12 +165,16 @@ def test_an_extreme_ratio_stays_finite() -> None:
 
 def test_empty_completions_have_no_weight_and_take_none_from_others() -> None:
     mask = torch.tensor([[True, True], [False, False]])
+
+    def weights(rows: slice, mode: Aggregation) -> list[list[float]]:
+        groups = torch.tensor([3, 7])[rows]
+        return token_weights(
+            mask[rows], mode, norm_length=2, groups_N=groups, dtype=torch.float32
+        ).tolist()
+
     for mode in Aggregation:
-        weights = token_weights(mask, mode, norm_length=2, dtype=torch.float32)
-        alone = token_weights(mask[:1], mode, norm_length=2, dtype=torch.float32)
-        assert weights.tolist() == [*alone.tolist(), [0.0, 0.0]]
-        nothing = token_weights(mask[1:], mode, norm_length=2, dtype=torch.float32)
-        assert nothing.tolist() == [[0.0, 0.0]]
+        assert weights(slice(0, 2), mode) == [*weights(slice(0, 1), mode), [0.0, 0.0]]
+        assert weights(slice(1, 2), mode) == [[0.0, 0.0]]
 
 
 def test_a_constant_norm_needs_a_length() -> None:
