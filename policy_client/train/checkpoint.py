@@ -39,10 +39,12 @@ class LoadedCheckpoint:
     Attributes:
         step: Optimizer steps done.
         state: The trainer's own state, as it was given to `save_checkpoint`.
+        tensors: The trainer's own tensors, likewise.
     """
 
     step: int
     state: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
 
 
 def save_checkpoint(
@@ -54,6 +56,7 @@ def save_checkpoint(
     schedulers: Mapping[str, Any],
     state: Mapping[str, Any],
     generators: Mapping[str, torch.Generator] | None = None,
+    extra: Mapping[str, torch.Tensor] | None = None,
     keep: int,
 ) -> Path:
     """Writes `directory/checkpoint-<step>` in one atomic step and removes the oldest ones.
@@ -70,6 +73,7 @@ def save_checkpoint(
         schedulers: By name; anything with `state_dict` and `load_state_dict`.
         state: JSON values only: counters, the sampler's state, a KL coefficient.
         generators: Random generators of the trainer's own.
+        extra: Tensors of the trainer's own, such as a rollout in the middle of its use.
         keep: Checkpoints to keep, at least 1.
 
     Returns:
@@ -94,6 +98,7 @@ def save_checkpoint(
             name: _pack(g.get_state(), tensors) for name, g in (generators or {}).items()
         },
         "random": _pack(_random_states(), tensors),
+        "extra": _pack(dict(extra or {}), tensors),
     }
     save_file(tensors, str(temporary / "tensors.safetensors"))
     sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
@@ -191,7 +196,12 @@ def load_checkpoint(
     for name, generator in generators.items():
         generator.set_state(_unpack(document["generators"][name], tensors))
     _set_random_states(_unpack(document["random"], tensors))
-    return LoadedCheckpoint(step=int(document["step"]), state=document["state"])
+    return LoadedCheckpoint(
+        step=int(document["step"]),
+        state=document["state"],
+        # Checkpoints from before there were such tensors have no such entry.
+        tensors=_unpack(document.get("extra", {"__dict__": []}), tensors),
+    )
 
 
 def _checkpoints(directory: Path) -> list[Path]:
