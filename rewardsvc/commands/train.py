@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperCommand
@@ -18,6 +19,7 @@ ONLINE = "rewardsvc.policy_client.train.online"
 SFT = "rewardsvc.policy_client.train.sft"
 REWARD_MODEL = "rewardsvc.policy_client.train.reward_model"
 PROCESS_REWARD = "rewardsvc.policy_client.train.process_reward"
+SELECTION = "rewardsvc.policy_client.train.selection"
 PREFERENCE = "rewardsvc.policy_client.train.preference"
 
 ALGORITHMS: dict[str, tuple[str, str, str]] = {
@@ -25,8 +27,21 @@ ALGORITHMS: dict[str, tuple[str, str, str]] = {
     "rm": (REWARD_MODEL, "RewardModelConfig", "A reward model from pairs or rankings."),
     "prm": (PROCESS_REWARD, "PrmTrainConfig", "A process reward model from labelled steps."),
     "ppo": (ONLINE, "OnlineConfig", "Proximal policy optimisation with a critic."),
+    "ppo_adaptive_kl": (ONLINE, "OnlineConfig", "PPO whose KL weight follows a target."),
+    "ppo_penalty": (ONLINE, "OnlineConfig", "PPO with a KL to the old policy in place of clips."),
+    "ppo_dual_clip": (ONLINE, "OnlineConfig", "PPO with a bound at negative advantages."),
+    "ppo_process": (ONLINE, "OnlineConfig", "PPO on process rewards, through GAE."),
     "grpo": (ONLINE, "OnlineConfig", "Group-relative policy optimisation."),
+    "grpo_process": (ONLINE, "OnlineConfig", "GRPO on process rewards, normalised step-wise."),
+    "dr_grpo": (ONLINE, "OnlineConfig", "GRPO without its biases for length and difficulty."),
+    "dapo": (ONLINE, "OnlineConfig", "GRPO with clip-higher, dynamic sampling, soft overlong."),
+    "cispo": (ONLINE, "OnlineConfig", "Clips the importance weight, and no token's gradient."),
+    "gspo": (ONLINE, "OnlineConfig", "GRPO with one ratio per sequence."),
+    "gspo_token": (ONLINE, "OnlineConfig", "GSPO with a gradient for each token."),
     "rloo": (ONLINE, "OnlineConfig", "REINFORCE with a leave-one-out baseline."),
+    "reinforce": (ONLINE, "OnlineConfig", "REINFORCE with a moving-average baseline."),
+    "reinforce_pp": (ONLINE, "OnlineConfig", "REINFORCE++: whitened returns, no critic."),
+    "reinforce_pp_baseline": (ONLINE, "OnlineConfig", "REINFORCE++ with the group's mean."),
     "dpo": (PREFERENCE, "DpoConfig", "Direct preference optimisation; cDPO by label_smoothing."),
     "ipo": (PREFERENCE, "IpoConfig", "Identity preference optimisation."),
     "simpo": (PREFERENCE, "SimpoConfig", "Simple preference optimisation, without a reference."),
@@ -35,6 +50,8 @@ ALGORITHMS: dict[str, tuple[str, str, str]] = {
     "sppo": (PREFERENCE, "SppoConfig", "Self-play preference optimisation, one iteration."),
     "spin": (PREFERENCE, "SpinConfig", "Self-play fine-tuning, one iteration."),
     "kto": (PREFERENCE, "KtoConfig", "Kahneman-Tversky optimisation of labelled completions."),
+    "online_dpo": (SELECTION, "OnlineDpoConfig", "DPO on the policy's own best and worst."),
+    "raft": (SELECTION, "RaftConfig", "Supervised fine-tuning on the policy's own best."),
     "rrhf": (PREFERENCE, "RrhfConfig", "Ranks the completions of a prompt by their rewards."),
 }
 """Verb → (module, class of its configuration, help)."""
@@ -95,6 +112,8 @@ def run_algorithm(algorithm: str, config: Any) -> Any:
         return module.run_rm(config)
     if algorithm == "prm":
         return module.run_prm(config)
+    if ALGORITHMS[algorithm][0] == SELECTION:
+        return module.run_selection(algorithm, config)
     if ALGORITHMS[algorithm][0] == PREFERENCE:
         return module.run_preference(algorithm, config)
     return module.run_online(algorithm, config)
@@ -107,17 +126,35 @@ def _command_class(algorithm: str) -> type[TyperCommand]:
         def format_help(self, ctx: Any, formatter: Any) -> None:
             super().format_help(ctx, formatter)
             typer.echo("\n Fields of the configuration\n")
-            for line in _describe_fields(config_class(algorithm)):
+            for line in _describe_fields(config_class(algorithm), _row(algorithm)):
                 typer.echo(line)
 
     return WithFields
 
 
-def _describe_fields(model: type[Any]) -> list[str]:
+def _row(algorithm: str) -> dict[str, Any]:
+    """What an online algorithm's row has for fields that the file leaves open."""
+    if ALGORITHMS[algorithm][0] != ONLINE:
+        return {}
+    found = import_module(f"{ONLINE}.resolve").row_values(algorithm)
+    return dict(found)
+
+
+def _describe_fields(model: type[Any], row: dict[str, Any]) -> list[str]:
     lines = []
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else repr(field.get_default())
+        default = f"{row[name]} by the row" if name in row else default
         lines.append(f"   {field.alias or name} ({default})")
         if field.description:
             lines.append(f"       {field.description}")
+        if choices := _choices(field.annotation):
+            lines.append(f"       One of {', '.join(choices)}.")
     return lines
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The values of a closed set, also of one that may be None; empty for anything else."""
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return [value.value for value in annotation]
+    return [choice for part in get_args(annotation) for choice in _choices(part)]

@@ -29,3 +29,17 @@ def test_every_path_named_in_the_documentation_exists() -> None:
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in named.findall(page.read_text("utf-8")):
             assert (ROOT / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_of_algorithms_has_every_row_and_dialect() -> None:
+    from rewardsvc.policy_client.algorithms.compat import Compat
+    from rewardsvc.policy_client.algorithms.presets import PRESETS
+
+    page = (ROOT / "docs" / "algorithms.md").read_text("utf-8")
+    for name, row in PRESETS.items():
+        (line,) = re.findall(rf"^\| `{name}` \| .* \| \d × \d \|$", page, re.MULTILINE)
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[-2] == str(row.num_generations)
+        assert cells[-1] == f"{row.num_epochs} × {row.num_minibatches}"
+        assert cells[-4] == row.aggregation
+    assert all(f"`{compat}`" in page for compat in Compat)

@@ -53,15 +53,16 @@ class PromptSampler:
         """Epochs done, with the fraction of the current one."""
         return self._epoch + self._position / self._num_examples
 
-    def next_batch(self) -> list[int]:
-        """The next `batch_size` row numbers."""
+    def next_batch(self, size: int | None = None) -> list[int]:
+        """The next `batch_size` row numbers, or `size` of them."""
+        size = self._batch_size if size is None else size
         batch: list[int] = []
-        while len(batch) < self._batch_size:
+        while len(batch) < size:
             if self._position == self._num_examples:
                 self._epoch += 1
                 self._position = 0
                 self._order = self._epoch_order()
-            stop = min(self._num_examples, self._position + self._batch_size - len(batch))
+            stop = min(self._num_examples, self._position + size - len(batch))
             batch.extend(self._order[self._position : stop].tolist())
             self._position = stop
         return batch

@@ -77,15 +77,14 @@ def text_stats(
         ValueError: If there is no text, or numbers differ.
     """
     rows = [text.split() for text in texts] if tokens is None else [list(row) for row in tokens]
-    prompts = range(len(texts)) if prompts is None else prompts
-    if not texts or not len(rows) == len(texts) == len(prompts):
+    names: Sequence[Hashable] = range(len(texts)) if prompts is None else prompts
+    if not texts or not len(rows) == len(texts) == len(names):
         raise ValueError(
-            f"{len(texts)} texts, {len(rows)} token lists, {len(prompts)} prompts; give one of each"
+            f"{len(texts)} texts, {len(rows)} token lists, {len(names)} prompts; give one of each"
         )
     first: dict[Hashable, Tokens] = {}
-    for prompt, row in zip(prompts, rows, strict=True):
-        if prompt not in first:
-            first[prompt] = row
+    for name, row in zip(names, rows, strict=True):
+        first.setdefault(name, row)
     answers = list(first.values())
     openings = Counter(tuple(row[:OPENING_TOKENS]) for row in answers if row)
     whole = Counter(tuple(row) for row in answers)

@@ -6,6 +6,7 @@ result = run_online("grpo", OnlineConfig(model=…, train_data=…, reward=…, 
 from rewardsvc.policy_client.train.online.config import OnlineConfig
 from rewardsvc.policy_client.train.online.loop import OnlineResult, run_online
 from rewardsvc.policy_client.train.online.outage import OutageError
+from rewardsvc.policy_client.train.online.preempt import PreemptedError
 from rewardsvc.policy_client.train.online.reward_desk import MissingRewardsError
 from rewardsvc.policy_client.train.online.rewards import (
     CallableReward,
@@ -24,6 +25,7 @@ __all__ = [
     "OnlineConfig",
     "OnlineResult",
     "OutageError",
+    "PreemptedError",
     "RewardRequest",
     "RewardSource",
     "Rewards",

@@ -20,13 +20,14 @@ from rewardsvc.policy_client.train.online.config import OnlineConfig
 from rewardsvc.policy_client.train.online.critic import Critic
 from rewardsvc.policy_client.train.online.forward import PolicyForward
 from rewardsvc.policy_client.train.online.outage import Patience
+from rewardsvc.policy_client.train.online.ptx import PtxMix
 from rewardsvc.policy_client.train.online.reference import (
     LocalReference,
     ReferencePolicy,
     RemoteReference,
 )
 from rewardsvc.policy_client.train.online.rewards import RewardSource
-from rewardsvc.policy_client.train.online.sources import build_client, build_reward_source
+from rewardsvc.policy_client.train.online.sources import build_client, build_sources
 from rewardsvc.policy_client.train.online.update import Learner
 from rewardsvc.policy_client.train.optim import build_optimizer, build_scheduler
 
@@ -111,22 +112,23 @@ def build_parts(config: OnlineConfig, spec: AlgorithmSpec, given: Given) -> Part
     policy, tokenizer = _policy(config, given)
     reward = given.reward
     if reward is None:
-        if config.reward is None:
+        reward = build_sources(config, given.clients)
+        if reward is None:
             raise ConfigError("reward: missing; say where rewards come from, or pass a source")
-        reward = build_reward_source(config.reward, given.clients)
     # Dropout would make log-probs, and with them ratios, random: the policy stays in eval mode.
     policy.eval()  # type: ignore[no-untyped-call]
     reference = None
-    if spec.kl_coef > 0:
+    if spec.needs_reference:
         reference = given.reference or _reference(config, policy, given)
     critic = _critic(config, policy) if spec.advantage.needs_critic else None
     learner = Learner(
         forward=PolicyForward(
-            policy, temperature=config.temperature, entropy_gradient=config.entropy_coef > 0
+            policy, temperature=config.temperature, entropy_gradient=spec.entropy_coef > 0
         ),
         optimizer=build_optimizer([policy], config),
         critic=critic,
         critic_optimizer=_critic_optimizer(critic, config),
+        ptx=_ptx(config, policy, tokenizer),
     )
     parts: dict[str, Any] = {"policy": learner.optimizer, "critic": learner.critic_optimizer}
     return Parts(
@@ -174,6 +176,22 @@ def _reference(config: OnlineConfig, policy: PreTrainedModel, given: Given) -> R
         config.reference.scorer,
         temperature=config.temperature,
         patience=given.patience,
+    )
+
+
+def _ptx(
+    config: OnlineConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> PtxMix | None:
+    if config.ptx is None:
+        return None
+    return PtxMix(
+        load_examples(config.ptx.data),
+        tokenizer,
+        PolicyForward(policy),
+        coef=config.ptx.coef,
+        batch_size=config.ptx.batch_size,
+        max_tokens=config.max_tokens_per_microbatch,
+        seed=config.seed,
     )
 
 

@@ -1,17 +1,21 @@
-"""The configuration of the online trainers. Nothing here imports torch but the table of presets."""
+"""The configuration of the online trainers. Nothing here imports torch but the algorithms."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rewardsvc.errors import ConfigError
 from rewardsvc.policy_client.algorithms.aggregation import Aggregation
-from rewardsvc.policy_client.algorithms.kl import KlEstimator
-from rewardsvc.policy_client.algorithms.presets import PRESETS, AlgorithmSpec, KlPlace
+from rewardsvc.policy_client.algorithms.compat import Compat
+from rewardsvc.policy_client.algorithms.importance import IsMode
+from rewardsvc.policy_client.algorithms.kl import KlClamps, KlEstimator
+from rewardsvc.policy_client.algorithms.kl_control import KlRule
+from rewardsvc.policy_client.algorithms.masking import Whitening
+from rewardsvc.policy_client.algorithms.policy_loss import RatioLevel
+from rewardsvc.policy_client.algorithms.spec import AdvantageEstimator, AlgorithmSpec, KlPlace
 from rewardsvc.policy_client.train.config_base import TrainConfigBase
+from rewardsvc.policy_client.train.online.objectives_config import ObjectivesConfig
 
 
 class _Section(BaseModel):
@@ -63,11 +67,26 @@ class ServiceReferenceConfig(_Section):
     timeout_s: float = Field(default=60.0, gt=0, description="Deadline of one call.")
 
 
+class PtxConfig(_Section):
+    """Ordinary text that is mixed into every optimiser step."""
+
+    data: str | list[dict[str, Any]] = Field(
+        description="File, folder or hub id with columns prompt and completion, or the rows."
+    )
+    coef: float = Field(gt=0, description="Weight of its mean loss per token.")
+    batch_size: int = Field(default=32, ge=1, description="Examples in each optimiser step.")
+
+
 class OnlineConfig(TrainConfigBase):
     """One run of PPO, GRPO, RLOO or another row of the table of presets.
 
     Where a field is None, the algorithm's row in `PRESETS` decides.
     """
+
+    compat: Compat | None = Field(
+        default=None,
+        description="paper, trl, verl or openrlhf: the row as it is there, where that differs.",
+    )
 
     max_steps: int = Field(default=200, ge=1, description="Rollout-and-update steps in all.")
 
@@ -87,6 +106,35 @@ class OnlineConfig(TrainConfigBase):
         "for, where that can be computed.",
     )
 
+    objectives: ObjectivesConfig | None = Field(
+        default=None,
+        description="Several components of the reward as one, with weights, normalising and "
+        "constraints. None: the reward's own value.",
+    )
+    process_reward: RewardConfig | None = Field(
+        default=None,
+        description="Where process rewards come from, if not from `reward` itself.",
+    )
+    process_weight: float | None = Field(
+        default=None, ge=0, description="Weight of process rewards; above 0 they are needed."
+    )
+    outcome_weight: float | None = Field(
+        default=None, ge=0, description="Weight of the reward itself beside process rewards."
+    )
+    step_separator: str = Field(
+        default="\n\n",
+        min_length=1,
+        description="Text between steps; that of the process reward model.",
+    )
+    overlong_cache_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="The last so many tokens before max_new_tokens cost a penalty; 0: none.",
+    )
+    overlong_penalty: float = Field(
+        default=1.0, gt=0, description="The penalty at max_new_tokens, in units of reward."
+    )
+
     num_prompts: int = Field(default=32, ge=1, description="Prompts per step.")
     num_generations: int | None = Field(default=None, ge=1, description="Completions per prompt.")
     max_new_tokens: int = Field(default=256, ge=1, description="Longest completion, in tokens.")
@@ -103,6 +151,34 @@ class OnlineConfig(TrainConfigBase):
         default=False, description="Do not learn from completions cut off at max_new_tokens."
     )
 
+    dynamic_sampling: bool | None = Field(
+        default=None,
+        description="Sample more prompts in place of those whose completions are all as right as "
+        "each other.",
+    )
+    dynamic_sampling_metric: str | None = Field(
+        default=None,
+        description="Component of the reward that says how right a completion is. None: the "
+        "reward before objectives and penalties; name one if that is shaped already.",
+    )
+    dynamic_sampling_rounds: int = Field(
+        default=10, ge=1, description="Rounds of sampling; then the step takes what it has."
+    )
+
+    advantage: AdvantageEstimator | None = Field(
+        default=None, description="How rewards become advantages."
+    )
+    advantage_whitening: Whitening | None = Field(
+        default=None, description="Of advantages over the batch: none, bessel or population."
+    )
+    baseline_decay: float | None = Field(
+        default=None, ge=0, lt=1, description="Of the moving baseline; 0.9: about ten batches."
+    )
+    mask_zero_std_groups: bool | None = Field(
+        default=None,
+        description="Leave groups of equal rewards out of the loss, its KL and entropy terms too.",
+    )
+
     num_epochs: int | None = Field(default=None, ge=1, description="Passes over each rollout.")
     num_minibatches: int | None = Field(default=None, ge=1, description="Optimizer steps per pass.")
     max_tokens_per_microbatch: int = Field(
@@ -117,23 +193,51 @@ class OnlineConfig(TrainConfigBase):
     dual_clip: float | None = Field(
         default=None, gt=1, description="Bound of the loss at negative advantages; None: none."
     )
+    ratio: RatioLevel | None = Field(
+        default=None, description="Importance ratio over a token, or a sequence."
+    )
+    importance_sampling: IsMode | None = Field(
+        default=None,
+        description="Correct for a rollout engine that is not quite the policy: off, or truncate "
+        "or mask the ratio of a token or of a sequence.",
+    )
+    importance_sampling_min: float | None = Field(
+        default=None, ge=0, description="Smallest ratio within bounds."
+    )
+    importance_sampling_max: float | None = Field(
+        default=None, gt=0, description="Largest ratio within bounds."
+    )
     loss_aggregation: Aggregation | None = Field(
         default=None, description="How token losses become one number."
     )
-    entropy_coef: float = Field(default=0.0, ge=0, description="Weight of the entropy bonus.")
-    advantage_eps: float = Field(
-        default=1e-4, gt=0, description="Added to a group's standard deviation."
+    entropy_coef: float | None = Field(
+        default=None, ge=0, description="Weight of the entropy bonus."
+    )
+    advantage_eps: float | None = Field(
+        default=None, ge=0, description="Added to a group's standard deviation."
+    )
+    ptx: PtxConfig | None = Field(
+        default=None, description="Ordinary text to mix into every update; None: none."
     )
 
     kl_coef: float | None = Field(
         default=None, ge=0, description="Weight of the KL penalty; 0 needs no reference policy."
     )
     kl_estimator: KlEstimator | None = Field(default=None, description="k1, k2 or k3.")
-    kl_place: KlPlace | None = Field(default=None, description="In the reward or in the loss.")
+    kl_place: KlPlace | None = Field(
+        default=None, description="In the reward, in the return, or in the loss."
+    )
+    kl_clamps: KlClamps | None = Field(
+        default=None, description="Bounds of the estimates: none, verl's or openrlhf's."
+    )
     kl_target: float | None = Field(
         default=None,
         gt=0,
-        description="Steer kl_coef to this mean KL per completion, in nats; None keeps it fixed.",
+        description="Steer kl_coef to this KL in nats: the mean per completion with kl_rule "
+        "adaptive, per token with doubling.",
+    )
+    kl_rule: KlRule | None = Field(
+        default=None, description="How kl_coef is steered: adaptive or doubling."
     )
     kl_horizon: int = Field(default=10_000, ge=1, description="Completions; how slowly to steer.")
     reference: ServiceReferenceConfig | None = Field(
@@ -149,8 +253,20 @@ class OnlineConfig(TrainConfigBase):
     value_clip: float | None = Field(
         default=0.2, gt=0, description="How far a value may move in one step; None: any far."
     )
-    gamma: float = Field(default=1.0, ge=0, le=1, description="Discount per token.")
-    lam: float = Field(default=0.95, ge=0, le=1, description="Lambda of GAE.")
+    gamma: float | None = Field(default=None, ge=0, le=1, description="Discount per token.")
+    lam: float | None = Field(default=None, ge=0, le=1, description="Lambda of GAE.")
+    max_nonfinite_updates: int = Field(
+        default=10,
+        ge=0,
+        description="Gradients that are not finite are dropped; more than this in a row stop the "
+        "run.",
+    )
+    save_micro_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Also save a checkpoint every so many micro-batches within a step. None: only "
+        "when a step is whole, or the run is told to stop.",
+    )
 
     max_missing_reward_share: float = Field(
         default=0.5, ge=0, le=1, description="Stop if more completions than this have no reward."
@@ -170,6 +286,21 @@ class OnlineConfig(TrainConfigBase):
         default=8, ge=0, description="Completions written to the log at every evaluation."
     )
 
+    def overlong_cache(self, spec: AlgorithmSpec) -> int:
+        """Tokens before `max_new_tokens` that cost a penalty; 0 for none."""
+        if self.overlong_cache_tokens is not None:
+            return self.overlong_cache_tokens
+        return round(spec.overlong_share * self.max_new_tokens)
+
+    @model_validator(mode="after")
+    def _the_penalty_fits(self) -> OnlineConfig:
+        if (self.overlong_cache_tokens or 0) > self.max_new_tokens:
+            raise ValueError(
+                f"overlong_cache_tokens is {self.overlong_cache_tokens}; it must be at most "
+                f"max_new_tokens, {self.max_new_tokens}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _micro_batches_are_cut_by_tokens(self) -> OnlineConfig:
         if self.gradient_accumulation_steps != 1:
@@ -178,44 +309,3 @@ class OnlineConfig(TrainConfigBase):
                 "trainers cut each minibatch by max_tokens_per_microbatch instead: leave it at 1"
             )
         return self
-
-
-def resolve(algorithm: str, config: OnlineConfig) -> AlgorithmSpec:
-    """The algorithm's row with what `config` overrides.
-
-    Raises:
-        ConfigError: If there is no such algorithm, or the choices contradict each other.
-    """
-    if algorithm not in PRESETS:
-        raise ConfigError(f"algorithm: {algorithm!r} is none of {', '.join(sorted(PRESETS))}")
-    row = PRESETS[algorithm]
-    clip = {
-        "eps_low": config.clip_eps_low,
-        "eps_high": config.clip_eps_high,
-        "dual": config.dual_clip,
-    }
-    columns = {
-        "clip": dataclasses.replace(row.clip, **_given(clip)),
-        "aggregation": config.loss_aggregation,
-        "kl_coef": config.kl_coef,
-        "kl_estimator": config.kl_estimator,
-        "kl_place": config.kl_place,
-        "num_generations": config.num_generations,
-        "num_epochs": config.num_epochs,
-        "num_minibatches": config.num_minibatches,
-    }
-    try:
-        spec = dataclasses.replace(row, **_given(columns))
-    except ValueError as error:
-        raise ConfigError(f"{algorithm}: {error}") from error
-    num_completions = config.num_prompts * spec.num_generations
-    if spec.num_minibatches > num_completions:
-        raise ConfigError(
-            f"num_minibatches: {spec.num_minibatches}, and a step has {num_completions} "
-            "completions; lower it"
-        )
-    return spec
-
-
-def _given(columns: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in columns.items() if value is not None}

@@ -8,6 +8,10 @@ What happens when rewards fail:
 * a service that is away is waited for. If it stays away for too long, the run stops with a
   checkpoint of the last whole step, random states included: resumed, it takes the same course as if
   nothing had happened.
+
+A checkpoint can also be of the middle of a step: it then holds the rollout with its rewards and
+advantages, the place in its use, and the gradients gathered so far. It has the number of the last
+whole step, and takes the place of that one's checkpoint.
 """
 
 from __future__ import annotations
@@ -17,43 +21,40 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rewardsvc.policy_client.algorithms.kl import KlEstimator, kl_estimate
-from rewardsvc.policy_client.algorithms.kl_control import KlController
 from rewardsvc.policy_client.algorithms.masking import masked_sum
-from rewardsvc.policy_client.algorithms.presets import AlgorithmSpec
-from rewardsvc.policy_client.train.checkpoint import (
-    checkpoint_to_resume,
-    load_checkpoint,
-    save_checkpoint,
-)
-from rewardsvc.policy_client.train.data import PromptSampler
+from rewardsvc.policy_client.algorithms.spec import AlgorithmSpec, KlAnchor
 from rewardsvc.policy_client.train.models import save_pretrained
 from rewardsvc.policy_client.train.online.build import Given, Parts, build_parts, eos_ids
 from rewardsvc.policy_client.train.online.clock import PhaseClock
-from rewardsvc.policy_client.train.online.collector import Collector, Judges, sampling_params
-from rewardsvc.policy_client.train.online.config import OnlineConfig, resolve
+from rewardsvc.policy_client.train.online.collector import (
+    Collector,
+    Judges,
+    sampling_params,
+)
+from rewardsvc.policy_client.train.online.config import OnlineConfig
 from rewardsvc.policy_client.train.online.decode import TransformersRollout
 from rewardsvc.policy_client.train.online.evaluate import Evaluator
-from rewardsvc.policy_client.train.online.experience import (
-    Experience,
-)
+from rewardsvc.policy_client.train.online.experience import Experience
 from rewardsvc.policy_client.train.online.outage import OutageError, Patience
+from rewardsvc.policy_client.train.online.preempt import PreemptedError, StopFlag
 from rewardsvc.policy_client.train.online.reference import ReferencePolicy
-from rewardsvc.policy_client.train.online.reward_desk import (
-    MissingRewardsError,
-    MissingRewardWatch,
-    RewardDesk,
-)
+from rewardsvc.policy_client.train.online.resolve import resolve
+from rewardsvc.policy_client.train.online.reward_desk import MissingRewardsError, RewardDesk
 from rewardsvc.policy_client.train.online.rewards import RewardSource
 from rewardsvc.policy_client.train.online.rollout import RolloutEngine
+from rewardsvc.policy_client.train.online.run_state import RunState
 from rewardsvc.policy_client.train.online.sampler import CompletionSampler
-from rewardsvc.policy_client.train.online.update import UpdateParams, Updater
+from rewardsvc.policy_client.train.online.saving import InHand, Saver
+from rewardsvc.policy_client.train.online.update import (
+    UpdateParams,
+    UpdateProgress,
+    Updater,
+)
 from rewardsvc.policy_client.train.run_log import RunLog
 
 FINAL_FOLDER = "final"
@@ -107,6 +108,8 @@ def run_online(
         OutageError: If a service stayed away for longer than `max_service_outage_s`.
         MissingRewardsError: If too many completions had no reward.
         MalformedRewardsError: If a reward source gave another number of rewards than completions.
+        FloatingPointError: If too many gradients in a row were not finite.
+        PreemptedError: If the process was sent SIGTERM; a checkpoint has been saved.
     """
     spec = resolve(algorithm, config)
     set_seed(config.seed)
@@ -145,18 +148,27 @@ class _Loop:
     ) -> None:
         self._algorithm = algorithm
         self._config = config
+        self._spec = spec
         self._parts, desk, engine, self._patience = built
         device = self._parts.policy.device
         self._clock = PhaseClock()
+        self._stop = StopFlag()
+        self._state = RunState(config, spec, self._parts.train, device)
         sampler = CompletionSampler(
             engine, self._parts.tokenizer, desk, chunk_prompts=config.rollout_chunk_prompts
         )
+        learner = self._parts.learner
         self._collector = Collector(
             sampler,
-            Judges(reference=self._parts.reference, critic=self._parts.learner.critic),
+            Judges(
+                policy=learner.forward,
+                reference=self._parts.reference,
+                critic=learner.critic,
+                objectives=self._state.objectives,
+            ),
             spec,
             config,
-            pad_id=int(self._parts.tokenizer.pad_token_id),
+            tokenizer=self._parts.tokenizer,
             clock=self._clock,
         )
         self._evaluator = Evaluator(
@@ -169,43 +181,37 @@ class _Loop:
             device=device,
         )
         self._updater = Updater(
-            self._parts.learner,
+            learner,
             spec,
             UpdateParams(
                 max_tokens_per_microbatch=config.max_tokens_per_microbatch,
                 max_grad_norm=config.max_grad_norm,
                 max_new_tokens=config.max_new_tokens,
-                entropy_coef=config.entropy_coef,
                 value_clip=config.value_clip,
+                max_nonfinite_updates=config.max_nonfinite_updates,
             ),
         )
-        self._prompts = PromptSampler(len(self._parts.train), config.num_prompts, config.seed)
-        self._watch = MissingRewardWatch(
-            config.max_missing_reward_share, config.missing_reward_window
-        )
-        self._kl_control = KlController(target=config.kl_target, horizon=config.kl_horizon)
-        self._kl_coef = spec.kl_coef
-        self._generators = {
-            "rollout": torch.Generator(device).manual_seed(config.seed),
-            "shuffle": torch.Generator().manual_seed(config.seed),
-        }
-        self._num_tokens = 0
-        self._num_skipped = 0
+        self._state.attach(self._updater, learner.ptx)
+        self._saver = Saver(algorithm, config, self._parts, self._state)
+        self._in_hand: InHand | None = None
 
     def run(self) -> OnlineResult:
         config, parts = self._config, self._parts
-        first = self._resume()
+        first, self._in_hand = self._saver.resume()
         metrics: dict[str, float] = {}
         before: dict[str, float] = {}
         after: dict[str, float] = {}
-        with RunLog(
-            config.output_dir,
-            algorithm=self._algorithm,
-            total_steps=config.max_steps,
-            config=config.model_dump(mode="json", by_alias=True),
-        ) as log:
-            log.rewind(first if first else -1)
-            if first == 0 and parts.held_out:
+        with (
+            RunLog(
+                config.output_dir,
+                algorithm=self._algorithm,
+                total_steps=config.max_steps,
+                config=config.model_dump(mode="json", by_alias=True),
+            ) as log,
+            self._stop.listening(),
+        ):
+            log.rewind(first if first or self._in_hand else -1)
+            if first == 0 and parts.held_out and self._in_hand is None:
                 before = self._evaluate(0, "before", log)
                 log.step(0, before, self._clock.take())
             for step in range(first + 1, config.max_steps + 1):
@@ -217,17 +223,19 @@ class _Loop:
                         metrics.update(after)
                     if last or step % config.save_steps == 0:
                         with self._clock("checkpoint"):
-                            self._save(step, self._state())
+                            self._saver.save(step, self._saver.document())
                 except OutageError:
-                    self._save(step, self._state())
+                    self._saver.save(step, self._saver.document())
                     raise
                 finally:
                     log.step(step, metrics, self._clock.take())
+                if self._stop.is_set and not last:
+                    self._preempt(step, None)
         model_dir = save_pretrained(parts.policy, parts.tokenizer, config.output_dir / FINAL_FOLDER)
         return OnlineResult(
             model_dir=model_dir,
             num_steps=config.max_steps,
-            num_skipped_steps=self._num_skipped,
+            num_skipped_steps=self._state.num_skipped,
             metrics=metrics,
             eval_before=before,
             eval_after=after,
@@ -235,63 +243,103 @@ class _Loop:
 
     def _whole_step(self, step: int) -> dict[str, float]:
         """One step; if it cannot be finished, saves the state before it and raises the error."""
-        state = self._state()
-        generators = {name: one.get_state() for name, one in self._generators.items()}
+        document = self._saver.document()
+        generators = {name: one.get_state() for name, one in self._state.generators.items()}
         began = time.perf_counter()
         try:
-            metrics = self._step()
+            in_hand = self._in_hand or self._collect()
         except (OutageError, MissingRewardsError):
             # Nothing has been updated yet: only what the rollout drew has to be put back.
-            for name, one in self._generators.items():
+            for name, one in self._state.generators.items():
                 one.set_state(generators[name])
-            self._save(step - 1, state)
+            self._saver.save(step - 1, document)
             raise
-        metrics["step_time"] = time.perf_counter() - began
-        return metrics
-
-    def _step(self) -> dict[str, float]:
-        examples = [self._parts.train[row] for row in self._prompts.next_batch()]
-        found = self._collector.collect(
-            examples, self._generators["rollout"], kl_coef=self._kl_coef
-        )
-        self._watch.record(found.num_missing, found.num_completions)
-        learned = self._learn(found.experience)
-        self._num_tokens += found.num_tokens
+        self._in_hand = None
+        learned = self._learn(in_hand, step)
+        self._state.num_tokens += in_hand.num_tokens
         return {
-            **found.metrics,
+            **in_hand.metrics,
             **learned,
-            "rewards/outage_s": self._patience.take_waited_s(),
-            "num_tokens": float(self._num_tokens),
-            "epoch": self._prompts.epoch,
+            "num_tokens": float(self._state.num_tokens),
+            "epoch": self._state.epoch,
+            "step_time": time.perf_counter() - began,
         }
 
-    def _learn(self, experience: Experience) -> dict[str, float]:
+    def _collect(self) -> InHand:
+        state = self._state
+        found = self._collector.collect(
+            state.draw,
+            state.generators["rollout"],
+            kl_coef=state.kl_coef,
+            baseline=state.baseline,
+        )
+        state.watch.record(found.num_missing, found.num_completions)
+        metrics = {**found.metrics, "rewards/outage_s": self._patience.take_waited_s()}
+        if state.baseline is not None:
+            metrics["baseline"] = state.baseline
+        state.move_baseline(found.rewards)
+        return InHand(
+            experience=found.experience,
+            metrics=metrics,
+            num_tokens=found.num_tokens,
+            progress=UpdateProgress.start(),
+        )
+
+    def _learn(self, in_hand: InHand, step: int) -> dict[str, float]:
         """Updates the weights, unless there is nothing to learn from."""
+        state, experience = self._state, in_hand.experience
         optimizer = self._parts.learner.optimizer
         metrics = {"learning_rate": float(optimizer.param_groups[0]["lr"])}
         if not bool(experience.mask.any()):
             # The schedule counts updates: a skipped step does not use up warm-up or decay.
-            self._num_skipped += 1
-            return {**metrics, "num_skipped_steps": float(self._num_skipped)}
+            state.num_skipped += 1
+            return {**metrics, "num_skipped_steps": float(state.num_skipped)}
+        num_pauses = 0
+
+        def pause(_: UpdateProgress) -> None:
+            nonlocal num_pauses
+            num_pauses += 1
+            every = self._config.save_micro_steps
+            if self._stop.is_set:
+                self._preempt(step - 1, in_hand)
+            if every is not None and num_pauses % every == 0:
+                with self._clock("checkpoint"):
+                    self._saver.save(step - 1, self._saver.document(in_hand), in_hand)
+
         with self._clock("update"):
             updated = self._updater.update(
-                experience, kl_coef=self._kl_coef, generator=self._generators["shuffle"]
+                experience,
+                kl_coef=state.kl_coef,
+                generator=state.generators["shuffle"],
+                progress=in_hand.progress,
+                pause=pause,
             )
-        metrics.update(updated, num_skipped_steps=float(self._num_skipped))
-        if experience.ref_logprobs is not None:
-            metrics.update(self._steer_kl(experience, experience.ref_logprobs))
-        for scheduler in self._parts.schedulers.values():
-            scheduler.step()
+        metrics.update(updated, num_skipped_steps=float(state.num_skipped))
+        metrics.update(self._steer_kl(experience, updated))
+        # A step whose gradients were all dropped does not use up warm-up or decay either.
+        stepped = {"policy": "grad_norm", "critic": "critic/grad_norm"}
+        for name, scheduler in self._parts.schedulers.items():
+            if stepped[name] in updated:
+                scheduler.step()
         return metrics
 
-    def _steer_kl(self, experience: Experience, ref_NT: Tensor) -> dict[str, float]:
-        """Notes the rollout's KL, and lets the controller set the next step's coefficient."""
-        mask_NT = experience.mask
-        kl_NT = kl_estimate(experience.old_logprobs, ref_NT, mask_NT, KlEstimator.K1)
-        num_completions = int(mask_NT.any(1).sum())
-        kl = float(masked_sum(kl_NT, mask_NT)) / num_completions
-        metrics = {"kl_per_completion": kl, "kl_coef": self._kl_coef}
-        self._kl_coef = self._kl_control.updated(self._kl_coef, kl=kl, num_samples=num_completions)
+    def _steer_kl(self, experience: Experience, updated: Mapping[str, float]) -> dict[str, float]:
+        """Notes the KL to the anchor, and lets the rule set the next step's coefficient."""
+        mask_NT, ref_NT = experience.mask, experience.ref_logprobs
+        num_completions, num_tokens = int(mask_NT.any(1).sum()), int(mask_NT.sum())
+        metrics = {"kl_coef": self._state.kl_coef}
+        if self._spec.kl_anchor is KlAnchor.OLD_POLICY:
+            per_token = updated["kl_old"]
+            per_completion = per_token * num_tokens / num_completions
+        elif ref_NT is not None:
+            total = _total_kl(experience.old_logprobs, ref_NT, mask_NT)
+            per_token, per_completion = total / num_tokens, total / num_completions
+            metrics["kl_per_completion"] = per_completion
+        else:
+            return {}
+        self._state.steer_kl(
+            per_completion=per_completion, per_token=per_token, num_completions=num_completions
+        )
         return metrics
 
     def _evaluate(self, step: int, tag: str, log: RunLog) -> dict[str, float]:
@@ -300,50 +348,13 @@ class _Loop:
         log.samples(step, tag, evaluation.samples)
         return evaluation.metrics
 
-    def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside weights, moments and random states; JSON values."""
-        return {
-            "algorithm": self._algorithm,
-            "prompts": self._prompts.state_dict(),
-            "kl_coef": self._kl_coef,
-            "missing": self._watch.state_dict(),
-            "num_tokens": self._num_tokens,
-            "num_skipped": self._num_skipped,
-        }
-
-    def _objects(self) -> dict[str, Any]:
-        return {
-            "modules": self._parts.modules,
-            "optimizers": self._parts.optimizers,
-            "schedulers": self._parts.schedulers,
-            "generators": self._generators,
-        }
-
-    def _save(self, step: int, state: dict[str, Any]) -> None:
-        save_checkpoint(
-            self._config.output_dir,
-            step,
-            **self._objects(),
-            state=state,
-            keep=self._config.save_total_limit,
+    def _preempt(self, step: int, in_hand: InHand | None) -> None:
+        self._saver.save(step, self._saver.document(in_hand), in_hand)
+        where = "" if in_hand is None else ", in the middle of the next"
+        raise PreemptedError(
+            f"the process was sent SIGTERM: saved after step {step}{where}; go on with resume: true"
         )
 
-    def _resume(self) -> int:
-        """Loads what the configuration says to resume from, and gives the steps done."""
-        path = checkpoint_to_resume(self._config.output_dir, self._config.resume)
-        if path is None:
-            return 0
-        loaded = load_checkpoint(path, **self._objects())
-        state = loaded.state
-        if state["algorithm"] != self._algorithm or loaded.step > self._config.max_steps:
-            raise ValueError(
-                f"resume: {path} has {loaded.step} steps of {state['algorithm']}, and this run is "
-                f"{self._config.max_steps} steps of {self._algorithm}; resume with the "
-                "configuration that it was saved with, or raise max_steps"
-            )
-        self._prompts.load_state_dict(state["prompts"])
-        self._watch.load_state_dict(state["missing"])
-        self._kl_coef = float(state["kl_coef"])
-        self._num_tokens = int(state["num_tokens"])
-        self._num_skipped = int(state["num_skipped"])
-        return loaded.step
+
+def _total_kl(old_NT: Tensor, ref_NT: Tensor, mask_NT: Tensor) -> float:
+    return float(masked_sum(kl_estimate(old_NT, ref_NT, mask_NT, KlEstimator.K1), mask_NT))

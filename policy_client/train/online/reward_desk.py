@@ -6,10 +6,13 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-
 from rewardsvc.policy_client.train.online.outage import Patience
-from rewardsvc.policy_client.train.online.rewards import RewardRequest, Rewards, RewardSource
+from rewardsvc.policy_client.train.online.rewards import (
+    RewardRequest,
+    Rewards,
+    RewardSource,
+    concat_rewards,
+)
 
 
 class MissingRewardsError(RuntimeError):
@@ -44,21 +47,8 @@ class RewardDesk:
 
 
 def collect(futures: Sequence[Future[Rewards]]) -> Rewards:
-    """All rewards, in the order of the futures; waits for the last.
-
-    A component that only some of them have is NaN for the others.
-    """
-    parts = [future.result() for future in futures]
-    names = dict.fromkeys(name for part in parts for name in part.components)
-
-    def column(name: str) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-        nothing = [np.full(len(part.values), np.nan, np.float32) for part in parts]
-        return [part.components.get(name, none) for part, none in zip(parts, nothing, strict=True)]
-
-    return Rewards(
-        values=np.concatenate([part.values for part in parts]),
-        components={name: np.concatenate(column(name)) for name in names},
-    )
+    """All rewards, in the order of the futures; waits for the last."""
+    return concat_rewards([future.result() for future in futures])
 
 
 class MissingRewardWatch:

@@ -6,6 +6,7 @@ not finite. It is never 0, which would be a reward.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from rewardsvc.verifiers.types import Verdict
 AWAY = (ServiceUnavailable, Overloaded, DeadlineExceeded, Cancelled, ConnectionError, TimeoutError)
 """Exceptions that say nothing of the request: asking again later may succeed."""
 
-RewardFunction = Callable[..., Sequence[float | None]]
+RewardFunction = Callable[..., Sequence[float | Sequence[float] | None]]
 """Called with keywords `prompts`, `completions`, `completion_ids` and one list per data column."""
 
 
@@ -61,10 +62,13 @@ class Rewards:
     Attributes:
         values: float32 [N]; NaN where there is no reward.
         components: float32 [N] each, the named parts; NaN where there is none.
+        steps: [N] process rewards, one number for each step; None for a completion without, and
+            for the whole if the source has none.
     """
 
     values: NDArray[np.float32]
     components: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    steps: Sequence[Sequence[float] | None] | None = None
 
     def component(self, name: str) -> NDArray[np.float32]:
         """float32 [N]: the component `name`, itself or nested ("outer/name"); NaN if none."""
@@ -72,6 +76,46 @@ class Rewards:
             if full_name == name or full_name.endswith(f"/{name}"):
                 return column
         return np.full(len(self.values), np.nan, np.float32)
+
+    def select(self, rows: Sequence[int]) -> Rewards:
+        """Those of some completions."""
+        index = np.array(list(rows), np.int64)
+        return Rewards(
+            values=self.values[index],
+            components={name: column[index] for name, column in self.components.items()},
+            steps=None if self.steps is None else [self.steps[row] for row in rows],
+        )
+
+    def without(self, gone: NDArray[np.bool_]) -> Rewards:
+        """The same with nothing where `gone` is True: bool [N]."""
+        nothing = np.float32(np.nan)
+        return Rewards(
+            values=np.where(gone, nothing, self.values),
+            components={
+                name: np.where(gone, nothing, column) for name, column in self.components.items()
+            },
+            steps=None
+            if self.steps is None
+            else [None if out else row for row, out in zip(self.steps, gone, strict=True)],
+        )
+
+
+def concat_rewards(parts: Sequence[Rewards]) -> Rewards:
+    """All rewards, in order; a component that only some parts have is NaN for the others."""
+    names = dict.fromkeys(name for part in parts for name in part.components)
+
+    def column(name: str) -> list[NDArray[np.float32]]:
+        nothing = [np.full(len(part.values), np.nan, np.float32) for part in parts]
+        return [part.components.get(name, none) for part, none in zip(parts, nothing, strict=True)]
+
+    steps = None
+    if any(part.steps is not None for part in parts):
+        steps = [row for part in parts for row in part.steps or [None] * len(part.values)]
+    return Rewards(
+        values=np.concatenate([part.values for part in parts]),
+        components={name: np.concatenate(column(name)) for name in names},
+        steps=steps,
+    )
 
 
 class RewardSource(Protocol):
@@ -130,7 +174,12 @@ class ServiceReward:
             )
         except AWAY as error:
             raise UnavailableError(str(error)) from error
-        return checked(batch.values, batch.components, len(request), f"scorer {self._scorer!r}")
+        rewards = checked(batch.values, batch.components, len(request), f"scorer {self._scorer!r}")
+        steps = getattr(batch, "steps", None)
+        if steps is None:
+            return rewards
+        rows = [[float(step) for step in row] if len(row) else None for row in steps]
+        return dataclasses.replace(rewards, steps=rows)
 
 
 class VerifierReward:
@@ -164,6 +213,9 @@ class CallableReward:
     names. With prompts of messages, completions are messages too. It returns one number per
     completion; None where it does not apply. The reward is the weighted sum of those that apply,
     and there is none where none does.
+
+    A function may return a list of numbers for a completion: process rewards, one for each step.
+    Their mean is then the function's reward. Only one function may.
     """
 
     def __init__(self, *functions: RewardFunction, weights: Sequence[float] | None = None) -> None:
@@ -185,14 +237,42 @@ class CallableReward:
         total = np.zeros(len(request), np.float32)
         applies = np.zeros(len(request), np.bool_)
         components: dict[str, NDArray[np.float32]] = {}
+        steps: list[Sequence[float] | None] | None = None
         for function, weight in zip(self._functions, self._weights, strict=True):
             name = getattr(function, "__name__", type(function).__name__)
-            values = function(**_accepted(function, columns))
+            given = function(**_accepted(function, columns))
+            if any(isinstance(value, Sequence) for value in given):
+                if steps is not None:
+                    raise MalformedRewardsError(
+                        f"reward function {name!r} gave steps, and so did another; merge them"
+                    )
+                steps = [value if isinstance(value, Sequence) else None for value in given]
+            values = [_mean(one) if isinstance(one, Sequence) else one for one in given]
             part = checked(_numbers(values), {}, len(request), f"reward function {name!r}").values
             components[name] = part
             applies |= ~np.isnan(part)
             total += weight * np.nan_to_num(part, nan=0.0)
-        return Rewards(values=np.where(applies, total, np.float32(np.nan)), components=components)
+        return Rewards(
+            values=np.where(applies, total, np.float32(np.nan)), components=components, steps=steps
+        )
+
+
+class MergedReward:
+    """The reward of one source, with the process rewards of another."""
+
+    def __init__(self, outcome: RewardSource, process: RewardSource) -> None:
+        """Takes the two: `outcome` gives the values, `process` the steps."""
+        self._outcome = outcome
+        self._process = process
+
+    def score(self, request: RewardRequest) -> Rewards:
+        """See `RewardSource.score`."""
+        outcome, process = self._outcome.score(request), self._process.score(request)
+        return Rewards(
+            values=outcome.values,
+            components={**process.components, **outcome.components, "process": process.values},
+            steps=process.steps,
+        )
 
 
 def checked(
@@ -215,6 +295,10 @@ def checked(
             )
         arrays[name] = np.where(np.isfinite(array), array, np.float32(np.nan))
     return Rewards(values=arrays.pop(""), components=arrays)
+
+
+def _mean(steps: Sequence[float]) -> float | None:
+    return sum(steps) / len(steps) if steps else None
 
 
 def _numbers(values: Sequence[float | None]) -> NDArray[np.float32]:

@@ -17,10 +17,16 @@ from rewardsvc.policy_client.train.online.sampling import SamplingParams
 
 
 class FinishReason(StrEnum):
-    """Why a completion ended."""
+    """Why a completion ended.
+
+    STOP: With an end-of-sequence token.
+    LENGTH: At the limit.
+    ABORT: The engine gave up on it. What there is of it may be empty, and has no reward.
+    """
 
     STOP = "stop"
     LENGTH = "length"
+    ABORT = "abort"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,26 @@ class Rollout:
     def num_completions(self) -> int:
         """N."""
         return len(self.prompt_ids)
+
+    def select(self, rows: Sequence[int]) -> Rollout:
+        """Some rows; the width T stays."""
+        index = torch.tensor(list(rows), dtype=torch.int64, device=self.completion_ids.device)
+        return Rollout(
+            prompt_ids=tuple(self.prompt_ids[row] for row in rows),
+            completion_ids=self.completion_ids[index],
+            completion_mask=self.completion_mask[index],
+            logprobs=self.logprobs[index],
+            draw_logprobs=self.draw_logprobs[index],
+            finish=tuple(self.finish[row] for row in rows),
+        )
+
+    @property
+    def aborted(self) -> Tensor:
+        """bool [N], on the rollout's device."""
+        return torch.tensor(
+            [reason is FinishReason.ABORT for reason in self.finish],
+            device=self.completion_ids.device,
+        )
 
     def completion_lists(self) -> list[list[int]]:
         """Each completion's token ids, without padding."""

@@ -37,12 +37,14 @@ class PendingBatch:
     _futures: tuple[Future[Rewards], ...]
 
     def rewards(self) -> Rewards:
-        """The rewards; waits for them.
+        """The rewards; waits for them. Completions that the engine gave up on have none.
 
         Raises:
             OutageError: If the reward source stays away for too long.
         """
-        return collect(self._futures)
+        rewards = collect(self._futures)
+        aborted = self.rollout.aborted
+        return rewards.without(aborted.cpu().numpy()) if bool(aborted.any()) else rewards
 
 
 class CompletionSampler:

@@ -20,7 +20,7 @@ class Sequences:
 
     Attributes:
         prompts: Token ids of each row's prompt; rows of a group repeat it.
-        completion_lengths: Tokens of each row's completion, at least 1.
+        completion_lengths: Tokens of each row's completion; 0 for one that an engine aborted.
         completion_ids: int64 [N, T], right-padded.
         completion_mask: bool [N, T]; True for tokens of the completion.
         pad_id: Stands where there is no token.
@@ -77,10 +77,10 @@ class Sequences:
 
         Args:
             max_tokens: A single row that costs more is a batch of its own.
-            rows: Which rows; all if None.
+            rows: Which rows; all that have a completion if None.
         """
-        rows = range(len(self.prompts)) if rows is None else rows
         lengths, prompts = self.completion_lengths, self.prompts
+        rows = [row for row, length in enumerate(lengths) if length] if rows is None else rows
         orders = (
             sorted(rows, key=lambda row: (len(prompts[row]), prompts[row], lengths[row])),
             sorted(rows, key=lambda row: (lengths[row], len(prompts[row]), prompts[row])),

@@ -11,6 +11,7 @@ from rewardsvc.errors import ConfigError
 from rewardsvc.policy_client import RewardClient
 from rewardsvc.policy_client.train.data.examples import Example
 from rewardsvc.policy_client.train.online.config import (
+    OnlineConfig,
     PythonRewardConfig,
     RewardConfig,
     ServiceRewardConfig,
@@ -18,6 +19,7 @@ from rewardsvc.policy_client.train.online.config import (
 )
 from rewardsvc.policy_client.train.online.rewards import (
     CallableReward,
+    MergedReward,
     RewardSource,
     ServiceReward,
     VerifierReward,
@@ -37,6 +39,20 @@ def build_reward_source(config: RewardConfig, clients: ExitStack) -> RewardSourc
     if isinstance(config, VerifierRewardConfig):
         return VerifierReward(_VERIFIERS[config.name](), name=config.name)
     return CallableReward(_import_function(config))
+
+
+def build_sources(config: OnlineConfig, clients: ExitStack) -> RewardSource | None:
+    """The run's rewards, process rewards included; None if the configuration names none.
+
+    Raises:
+        ConfigError: If a function cannot be imported.
+    """
+    if config.reward is None:
+        return None
+    source = build_reward_source(config.reward, clients)
+    if config.process_reward is None:
+        return source
+    return MergedReward(source, build_reward_source(config.process_reward, clients))
 
 
 def build_client(addresses: str, timeout_s: float) -> RewardClient:

@@ -1,32 +1,36 @@
-"""From experience to new weights: epochs, minibatches, micro-batches, optimizer steps.
+"""From experience to new weights: epochs, minibatches, micro-batches, optimiser steps.
+
+An update can be paused after any micro-batch and go on in another process: `UpdateProgress` says
+where it is, and gradients gathered so far are part of a checkpoint. Everything between two pauses
+is a function of what a checkpoint holds, so that a resumed update is the same one bit for bit.
 
 Legend: N completions, T tokens of the longest one; n completions of a micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rewardsvc.policy_client.algorithms.aggregation import (
-    token_weights,
-    weighted_sum,
-)
-from rewardsvc.policy_client.algorithms.kl import kl_estimate
-from rewardsvc.policy_client.algorithms.masking import masked_sum
-from rewardsvc.policy_client.algorithms.policy_loss import (
-    PolicyLoss,
-    clipped_policy_loss,
-    importance_ratio,
-)
-from rewardsvc.policy_client.algorithms.presets import AlgorithmSpec, KlPlace
-from rewardsvc.policy_client.algorithms.value_loss import clipped_value_loss, explained_variance
+from rewardsvc.policy_client.algorithms.aggregation import token_weights
+from rewardsvc.policy_client.algorithms.spec import AlgorithmSpec, KlAnchor
+from rewardsvc.policy_client.algorithms.value_loss import explained_variance
 from rewardsvc.policy_client.train.online.critic import Critic
 from rewardsvc.policy_client.train.online.experience import Experience
 from rewardsvc.policy_client.train.online.forward import PolicyForward
+from rewardsvc.policy_client.train.online.loss_terms import (
+    LOSS,
+    NUM_HIGH,
+    NUM_LOW,
+    POLICY_LOSS,
+    PolicyTerms,
+    value_loss,
+)
+from rewardsvc.policy_client.train.online.ptx import PtxMix
 from rewardsvc.policy_client.train.online.stats import Averages
 
 
@@ -37,8 +41,8 @@ class UpdateParams:
     max_tokens_per_microbatch: int
     max_grad_norm: float
     max_new_tokens: int
-    entropy_coef: float
     value_clip: float | None
+    max_nonfinite_updates: int = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +54,67 @@ class Learner:
         optimizer: Of the policy.
         critic: None where the algorithm has none.
         critic_optimizer: Of the critic.
+        ptx: Ordinary text to mix in; None for none.
     """
 
     forward: PolicyForward
     optimizer: torch.optim.Optimizer
     critic: Critic | None = None
     critic_optimizer: torch.optim.Optimizer | None = None
+    ptx: PtxMix | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class UpdateProgress:
+    """Where an update is.
+
+    Attributes:
+        epoch: Pass over the rollout, from 0.
+        order: Rows in this pass's order; empty if it is not drawn yet.
+        minibatch: Minibatch of this pass, from 0.
+        micro: Micro-batches of it whose gradients are gathered.
+        done: Metrics of finished minibatches.
+        current: Metrics of the minibatch at hand.
+    """
+
+    epoch: int = 0
+    order: list[int]
+    minibatch: int = 0
+    micro: int = 0
+    done: Averages
+    current: Averages
+
+    @classmethod
+    def start(cls) -> UpdateProgress:
+        """The beginning."""
+        return cls(order=[], done=Averages(), current=Averages())
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values, for `from_state`."""
+        return {
+            "epoch": self.epoch,
+            "order": list(self.order),
+            "minibatch": self.minibatch,
+            "micro": self.micro,
+            "done": self.done.state_dict(),
+            "current": self.current.state_dict(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> UpdateProgress:
+        """What `state_dict` was called on."""
+        return cls(
+            epoch=int(state["epoch"]),
+            order=list(state["order"]),
+            minibatch=int(state["minibatch"]),
+            micro=int(state["micro"]),
+            done=Averages.from_state(state["done"]),
+            current=Averages.from_state(state["current"]),
+        )
+
+
+Pause = Callable[[UpdateProgress], None]
+"""Called between micro-batches; may save a checkpoint, and may raise to stop."""
 
 
 class Updater:
@@ -66,10 +125,18 @@ class Updater:
         self._learner = learner
         self._spec = spec
         self._params = params
-        self._single_update = spec.num_epochs * spec.num_minibatches == 1
+        self._terms = PolicyTerms(forward=learner.forward, spec=spec)
+        self.num_nonfinite = 0
+        """Optimiser steps in a row whose gradient was not finite; part of a checkpoint."""
 
     def update(
-        self, experience: Experience, *, kl_coef: float, generator: torch.Generator
+        self,
+        experience: Experience,
+        *,
+        kl_coef: float,
+        generator: torch.Generator,
+        progress: UpdateProgress | None = None,
+        pause: Pause | None = None,
     ) -> dict[str, float]:
         """One step's optimizer steps.
 
@@ -77,170 +144,147 @@ class Updater:
             experience: What to learn from.
             kl_coef: Weight of the KL penalty, used here if its place is the loss.
             generator: On the CPU; shuffles minibatches, and is not used if there is only one.
+            progress: Where to go on; None for the beginning. Gradients, weights and `generator`
+                must be as they were.
+            pause: Called after every micro-batch but the last.
 
         Returns:
             Metrics of the update. Values of ratios and losses are those before each optimizer step.
+
+        Raises:
+            FloatingPointError: If too many gradients in a row are not finite.
         """
-        averages = Averages()
-        num_rows = len(experience.sequences.prompts)
-        for _ in range(self._spec.num_epochs):
-            if self._spec.num_minibatches == 1:
-                order = list(range(num_rows))
-            else:
-                order = torch.randperm(num_rows, generator=generator).tolist()
-            for part in torch.tensor(order).tensor_split(self._spec.num_minibatches):
-                self._minibatch(experience, part.tolist(), kl_coef, averages)
-        metrics = averages.result()
+        at = progress or UpdateProgress.start()
+        pause = pause or (lambda _: None)
+        spec, num_rows = self._spec, len(experience.sequences.prompts)
+        while at.epoch < spec.num_epochs:
+            if not at.order:
+                at.order = self._drawn_order(num_rows, generator)
+            parts = torch.tensor(at.order).tensor_split(spec.num_minibatches)
+            while at.minibatch < len(parts):
+                self._minibatch(experience, parts[at.minibatch].tolist(), kl_coef, at, pause)
+                at.minibatch, at.micro, at.current = at.minibatch + 1, 0, Averages()
+                if at.minibatch < len(parts):
+                    pause(at)
+            at.epoch, at.minibatch, at.order = at.epoch + 1, 0, []
+            if at.epoch < spec.num_epochs:
+                pause(at)
+        metrics = at.done.result()
         if experience.returns is not None and experience.old_values is not None:
             metrics["critic/vf_explained_var"] = explained_variance(
                 experience.old_values, experience.returns, experience.mask
             )
+        if spec.kl_anchor is KlAnchor.OLD_POLICY:
+            max_tokens = self._params.max_tokens_per_microbatch
+            metrics["kl_old"] = self._terms.kl_from_old(experience, max_tokens)
         return metrics
 
+    def _drawn_order(self, num_rows: int, generator: torch.Generator) -> list[int]:
+        if self._spec.num_minibatches == 1:
+            return list(range(num_rows))
+        order: list[int] = torch.randperm(num_rows, generator=generator).tolist()
+        return order
+
     def _minibatch(
-        self, experience: Experience, rows: Sequence[int], kl_coef: float, averages: Averages
+        self,
+        experience: Experience,
+        rows: Sequence[int],
+        kl_coef: float,
+        at: UpdateProgress,
+        pause: Pause,
     ) -> None:
         """One optimizer step, on the sum of the losses of micro-batches."""
         mask_NT = experience.mask[rows]
         num_tokens = int(mask_NT.sum())
         if num_tokens == 0:
-            averages.count("num_skipped_updates")
+            at.done.count("num_skipped_updates")
             return
         weights_NT = experience.advantages.new_zeros(experience.mask.shape)
         weights_NT[rows] = token_weights(
             mask_NT,
             self._spec.aggregation,
             norm_length=self._params.max_new_tokens,
+            groups_N=experience.groups[rows],
             dtype=weights_NT.dtype,
         )
-        value_weight = 1.0 / num_tokens
-        totals = _MinibatchTotals()
-        used_N = self._learned_from(experience, rows)
+        first_update = at.epoch == 0 and at.minibatch == 0
+        used_N = self._learned_from(experience, rows, kl_coef)
         active = [row for row, used in zip(rows, used_N.tolist(), strict=True) if used]
         max_tokens = self._params.max_tokens_per_microbatch
-        for part in experience.sequences.micro_batches(max_tokens, active):
-            loss = self._policy_loss(experience, part, weights_NT[part], kl_coef, averages, totals)
+        parts = experience.sequences.micro_batches(max_tokens, active)
+        for number in range(at.micro, len(parts)):
+            part = parts[number]
+            loss = self._terms.loss(
+                experience,
+                part,
+                weights_NT[part],
+                kl_coef=kl_coef,
+                first_update=first_update,
+                averages=at.current,
+            )
             loss.backward()  # type: ignore[no-untyped-call]
             if self._learner.critic is not None:
-                value_loss = self._value_loss(experience, part, averages)
-                (value_loss * value_weight).backward()  # type: ignore[no-untyped-call]
-        totals.report(averages, num_tokens)
-        model = self._learner.forward.model
-        self._step(model, self._learner.optimizer, "grad_norm", averages)
-        if self._learner.critic is not None and self._learner.critic_optimizer is not None:
-            critic, optimizer = self._learner.critic, self._learner.critic_optimizer
-            self._step(critic, optimizer, "critic/grad_norm", averages)
+                clip = self._params.value_clip
+                of_values = value_loss(
+                    self._learner.critic, experience, part, clip=clip, averages=at.current
+                )
+                (of_values / num_tokens).backward()  # type: ignore[no-untyped-call]
+            at.micro = number + 1
+            if at.micro < len(parts):
+                pause(at)
+        if self._learner.ptx is not None:
+            at.current.add("ptx_loss", self._learner.ptx.backward(), 1.0)
+        self._finish(at, num_tokens)
 
-    def _learned_from(self, experience: Experience, rows: Sequence[int]) -> Tensor:
+    def _learned_from(self, experience: Experience, rows: Sequence[int], kl_coef: float) -> Tensor:
         """bool [rows]: which of these need a forward pass.
 
         Without an advantage the policy's loss has no gradient: where no other term has one either,
         a group of equal rewards costs nothing. It still counts in the weights of the others.
         """
         mask_NT = experience.mask[rows]
-        other_terms = (
-            self._learner.critic is not None
-            or self._params.entropy_coef > 0
-            or (experience.ref_logprobs is not None and self._spec.kl_place is KlPlace.LOSS)
-        )
-        if other_terms:
+        critic = self._learner.critic is not None
+        if critic or self._terms.has_gradient_without_advantage(experience, kl_coef):
             return mask_NT.any(1)
         return (mask_NT & (experience.advantages[rows] != 0)).any(1)
 
-    def _policy_loss(
-        self,
-        experience: Experience,
-        rows: list[int],
-        weights_nT: Tensor,
-        kl_coef: float,
-        averages: Averages,
-        totals: _MinibatchTotals,
-    ) -> Tensor:
-        """The weighted loss of some rows, and its metrics."""
-        now = self._learner.forward(experience.sequences.select(rows))
-        mask_nT = experience.mask[rows]
-        # With one update per rollout the policy has not changed since: taking the ratio to itself
-        # is exactly 1, where the rollout's log-probs differ by rounding.
-        rollout_nT = experience.old_logprobs[rows]
-        old_nT = now.logprobs.detach() if self._single_update else rollout_nT
-        ratio_nT = importance_ratio(now.logprobs, old_nT, mask_nT, self._spec.ratio)
-        policy = clipped_policy_loss(
-            ratio_nT, experience.advantages[rows], mask_nT, self._spec.clip
-        )
-        num_tokens = int(mask_nT.sum())
-        policy_loss = weighted_sum(policy.loss, weights_nT)
-        loss = policy_loss
-        if self._params.entropy_coef:
-            loss = loss - self._params.entropy_coef * weighted_sum(now.entropy, weights_nT)
-        if experience.ref_logprobs is not None:
-            kl_nT = kl_estimate(
-                now.logprobs, experience.ref_logprobs[rows], mask_nT, self._spec.kl_estimator
-            )
-            averages.add("kl", float(masked_sum(kl_nT.detach(), mask_nT)), num_tokens)
-            if self._spec.kl_place is KlPlace.LOSS:
-                loss = loss + kl_coef * weighted_sum(kl_nT, weights_nT)
-        draw_nT = experience.draw_logprobs[rows]
-        drawn = (now.logprobs.detach() - draw_nT)[mask_nT].exp()
-        averages.add("sampling/importance_sampling_ratio/mean", float(drawn.sum()), num_tokens)
-        averages.low("sampling/importance_sampling_ratio/min", float(drawn.min()))
-        averages.high("sampling/importance_sampling_ratio/max", float(drawn.max()))
-        totals.add(loss, policy_loss, policy, mask_nT)
-        return loss
-
-    def _value_loss(self, experience: Experience, rows: list[int], averages: Averages) -> Tensor:
-        """The summed value loss of some rows, and its metrics."""
-        critic, old, returns = (
-            self._learner.critic,
-            experience.old_values,
-            experience.returns,
-        )
-        if critic is None or old is None or returns is None:
-            raise ValueError("a critic needs old_values and returns")
-        values_nT = critic(experience.sequences.select(rows))
-        mask_nT = experience.mask[rows]
-        loss_nT, clipped_nT = clipped_value_loss(
-            values_nT, old[rows], returns[rows], mask_nT, clip=self._params.value_clip
-        )
-        loss = masked_sum(loss_nT, mask_nT)
-        num_tokens = int(mask_nT.sum())
-        averages.add("critic/vf_loss", float(loss.detach()), num_tokens)
-        averages.add("critic/vf_clipfrac", float(clipped_nT.sum()), num_tokens)
-        return loss
+    def _finish(self, at: UpdateProgress, num_tokens: int) -> None:
+        """The optimizer steps. Of a minibatch whose gradient is dropped nothing is reported."""
+        learner, current = self._learner, at.current
+        finite = self._step(learner.forward.model, learner.optimizer, "grad_norm", current)
+        if learner.critic is not None and learner.critic_optimizer is not None:
+            name = "critic/grad_norm"
+            finite &= self._step(learner.critic, learner.critic_optimizer, name, current)
+        if not finite:
+            at.done.count("num_skipped_updates")
+            self.num_nonfinite += 1
+            if self.num_nonfinite > self._params.max_nonfinite_updates:
+                raise FloatingPointError(
+                    f"{self.num_nonfinite} gradients in a row are not finite, and "
+                    f"max_nonfinite_updates is {self._params.max_nonfinite_updates}; lower "
+                    "learning_rate, or look for the layer that overflows"
+                )
+            return
+        self.num_nonfinite = 0
+        low = current.take_count(NUM_LOW) / num_tokens
+        high = current.take_count(NUM_HIGH) / num_tokens
+        current.add("loss", current.take_count(LOSS), 1.0)
+        current.add("policy_loss", current.take_count(POLICY_LOSS), 1.0)
+        current.add("clip_ratio/low_mean", low, 1.0)
+        current.add("clip_ratio/high_mean", high, 1.0)
+        current.add("clip_ratio/region_mean", low + high, 1.0)
+        current.low("clip_ratio/low_min", low)
+        current.high("clip_ratio/high_max", high)
+        at.done.merge(current)
 
     def _step(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, name: str, averages: Averages
-    ) -> None:
-        """Clips the gradient and steps; a gradient that is not finite is dropped, and counted."""
+    ) -> bool:
+        """Clips the gradient and steps; a gradient that is not finite is dropped: False."""
         norm = nn.utils.clip_grad_norm_(module.parameters(), self._params.max_grad_norm)
-        if bool(norm.isfinite()):
+        finite = bool(norm.isfinite())
+        if finite:
             optimizer.step()
             averages.add(name, float(norm), 1.0)
-        else:
-            averages.count("num_skipped_updates")
         optimizer.zero_grad(set_to_none=True)
-
-
-class _MinibatchTotals:
-    """What adds up over the micro-batches of one minibatch."""
-
-    def __init__(self) -> None:
-        self._loss = 0.0
-        self._policy_loss = 0.0
-        self._num_low = 0.0
-        self._num_high = 0.0
-
-    def add(self, loss: Tensor, policy_loss: Tensor, policy: PolicyLoss, mask_nT: Tensor) -> None:
-        self._loss += float(loss.detach())
-        self._policy_loss += float(policy_loss.detach())
-        self._num_low += float((policy.clipped_low & mask_nT).sum())
-        self._num_high += float((policy.clipped_high & mask_nT).sum())
-
-    def report(self, averages: Averages, num_tokens: int) -> None:
-        low, high = self._num_low / num_tokens, self._num_high / num_tokens
-        averages.add("loss", self._loss, 1.0)
-        averages.add("policy_loss", self._policy_loss, 1.0)
-        averages.add("clip_ratio/low_mean", low, 1.0)
-        averages.add("clip_ratio/high_mean", high, 1.0)
-        averages.add("clip_ratio/region_mean", low + high, 1.0)
-        averages.low("clip_ratio/low_min", low)
-        averages.high("clip_ratio/high_max", high)
+        return finite

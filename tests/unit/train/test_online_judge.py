@@ -9,15 +9,10 @@ import pytest
 import torch
 
 from rewardsvc.policy_client.algorithms.presets import PRESETS
-from rewardsvc.policy_client.train.online.experience import (
-    AdvantageParams,
-    Judged,
-    Outcome,
-    judge,
-)
+from rewardsvc.policy_client.train.online.judge import Judged, Outcome, judge
 
 NAN = math.nan
-PARAMS = AdvantageParams(kl_coef=0.1, gamma=1.0, lam=1.0, eps=1e-4)
+KL_COEF = 0.1
 MASK = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
 
 
@@ -27,7 +22,8 @@ def judged(algorithm: str, rewards: list[float], **fields: object) -> Judged:
         usable=torch.ones(3, dtype=torch.bool),
         completion_mask=MASK,
     )
-    return judge(replace(outcome, **fields), PRESETS[algorithm], PARAMS)
+    spec = replace(PRESETS[algorithm], lam=1.0)
+    return judge(replace(outcome, **fields), spec, kl_coef=KL_COEF)
 
 
 def test_group_advantages_are_the_same_at_every_token_of_a_completion() -> None:
