@@ -5,7 +5,7 @@ row whatever its neighbours. Imports torch and, where there is a GPU, triton.
 """
 
 from rewardsvc.kernels.dispatch import Backend
-from rewardsvc.kernels.heads import StepScores, last_token_head, step_token_head
+from rewardsvc.kernels.heads import StepScores, last_token_head, row_head, step_token_head
 from rewardsvc.kernels.linear.api import linear_logprob
 from rewardsvc.kernels.policy.api import policy_loss
 from rewardsvc.kernels.policy.spec import (
@@ -19,12 +19,13 @@ from rewardsvc.kernels.policy.spec import (
 from rewardsvc.kernels.preference import PreferenceLogps, fused_linear_preference
 from rewardsvc.kernels.scan.api import discounted_scan, gae
 from rewardsvc.kernels.selective import selective_logprob
-from rewardsvc.kernels.token_kl import KlEstimator, token_kl
+from rewardsvc.kernels.token_kl import KlClamps, KlEstimator, token_kl
 from rewardsvc.kernels.types import TokenStats, TopK
 
 __all__ = [
     "Aggregation",
     "Backend",
+    "KlClamps",
     "KlEstimator",
     "Objective",
     "PolicyLoss",
@@ -41,6 +42,7 @@ __all__ = [
     "last_token_head",
     "linear_logprob",
     "policy_loss",
+    "row_head",
     "selective_logprob",
     "step_token_head",
     "token_kl",

@@ -111,8 +111,8 @@ def catalogue() -> list[Variant]:
     grad = {"BLOCK": triton_ops.GRAD_BLOCK, "HAS_BIAS": False, "SOFTCAP": False, "bias_ptr": None}
     grad_capped = grad | {"HAS_BIAS": True, "SOFTCAP": True}
     grad_capped.pop("bias_ptr")
-    loss = {"CISPO": False, "DUAL": True, "SHARED": False, "MEAN": False, "ESTIMATOR": 3}
-    loss |= {"NUM_SUMS": NUM_SUMS, "BLOCK": policy.BLOCK_T}
+    loss = {"OBJECTIVE": 0, "DUAL": True, "SHARED": False, "MEAN": False, "OWN_SLOPE": False}
+    loss |= {"ESTIMATOR": 3, "CLAMPS": 1, "NUM_SUMS": NUM_SUMS, "BLOCK": policy.BLOCK_T}
     four = {"num_warps": 4}
     variants = [
         Variant(name="row_stats", kernel=tiles.row_stats_kernel, constants=stats, options=four),

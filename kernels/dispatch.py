@@ -88,16 +88,21 @@ def choose_backend(tensor: Tensor, vocab_size: int, backend: str | None = None) 
 
 
 @cache
-def tile_ops(backend: Backend) -> TileOps:
-    """The tile operations of a backend; modules are imported when they are first wanted."""
+def tile_ops(backend: Backend, *, wide: bool = False) -> TileOps:
+    """The tile operations of a backend; modules are imported when they are first wanted.
+
+    Args:
+        backend: Which.
+        wide: Whether the caller's blocks have rows enough for the larger tile, where there are two.
+    """
     if backend is Backend.TRITON:
         from rewardsvc.kernels.tiles.triton_ops import TritonTiles
 
         return TritonTiles()
     if backend is Backend.COMPILED:
-        from rewardsvc.kernels.tiles.compiled import CompiledTiles
+        from rewardsvc.kernels.tiles.compiled import CompiledTiles, WideCompiledTiles
 
-        return CompiledTiles()
-    from rewardsvc.kernels.tiles.eager import EagerTiles
+        return WideCompiledTiles() if wide else CompiledTiles()
+    from rewardsvc.kernels.tiles.eager import EagerTiles, WideEagerTiles
 
-    return EagerTiles()
+    return WideEagerTiles() if wide else EagerTiles()

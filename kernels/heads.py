@@ -54,7 +54,7 @@ def last_token_head(
         ValueError: If a sequence is empty, or `cu_seqlens` does not span the tokens.
     """
     check_cu_seqlens(cu_seqlens, len(hidden))
-    return _scores(hidden.index_select(0, cu_seqlens[1:].long() - 1), weight, bias)
+    return row_head(hidden.index_select(0, cu_seqlens[1:].long() - 1), weight, bias)
 
 
 def step_token_head(
@@ -85,7 +85,7 @@ def step_token_head(
     positions_S = is_step_T.nonzero()[:, 0]
     before = torch.cat((is_step_T.new_zeros(1, dtype=torch.int64), is_step_T.cumsum(0)))
     return StepScores(
-        scores=_scores(hidden.index_select(0, positions_S), weight, bias),
+        scores=row_head(hidden.index_select(0, positions_S), weight, bias),
         positions=positions_S,
         cu_steps=before[cu_seqlens.long()],
     )
@@ -110,12 +110,25 @@ def check_cu_seqlens(cu_seqlens: Tensor, num_tokens: int) -> None:
             raise ValueError(f"cu_seqlens[{b}:{b + 2}] is [{first}, {end}]: sequence {b} is empty")
 
 
-def _scores(rows_NH: Tensor, weight_CH: Tensor, bias_C: Tensor | None) -> Tensor:
-    check_shape("weight", weight_CH, (len(weight_CH), rows_NH.shape[1]))
-    num_rows = len(rows_NH)
-    weight_HC = weight_CH.float().t()
+def row_head(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The head's scores of rows that were gathered already.
+
+    Args:
+        hidden: [N, H], any float dtype.
+        weight: [C, H].
+        bias: [C].
+
+    Returns:
+        float32 [N, C], computed in float32; a row depends on no other row, bit for bit.
+
+    Raises:
+        ValueError: If the shapes do not fit each other.
+    """
+    check_shape("weight", weight, (len(weight), hidden.shape[1]))
+    num_rows = len(hidden)
+    weight_HC = weight.float().t()
     padding = (0, 0, 0, round_up(num_rows, ROW_BLOCK) - num_rows)
-    rows_PH = torch.nn.functional.pad(rows_NH.float(), padding)
+    rows_PH = torch.nn.functional.pad(hidden.float(), padding)
     blocks = [block @ weight_HC for block in torch.split(rows_PH, ROW_BLOCK)] if num_rows else []
-    scores_NC = torch.cat([rows_PH.new_zeros(0, len(weight_CH)), *blocks])[:num_rows]
-    return scores_NC if bias_C is None else scores_NC + bias_C.float()
+    scores_NC = torch.cat([rows_PH.new_zeros(0, len(weight)), *blocks])[:num_rows]
+    return scores_NC if bias is None else scores_NC + bias.float()

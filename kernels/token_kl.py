@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 LOG_RATIO_LIMIT = 20.0
-"""k3 clamps log ratios to +-20 before it exponentiates them: verl's value."""
+"""VERL clamps log ratios to +-20 before k3 exponentiates them."""
 
-K3_LIMIT = 10.0
-"""k3 clamps its estimate to at most 10 nats a token: verl's value."""
+ESTIMATE_LIMIT = 10.0
+"""VERL clamps k3, and OPENRLHF every estimate, to +-10 nats a token."""
 
 
 class KlEstimator(StrEnum):
@@ -27,8 +27,26 @@ class KlEstimator(StrEnum):
     K3 = "k3"
 
 
+class KlClamps(StrEnum):
+    """Bounds on estimates, by the library that has them; beyond a bound the gradient is 0.
+
+    NONE: None (papers, TRL).
+    VERL: k3 clamps log ratios to +-20 before it exponentiates them, and its estimate to 10 nats.
+    OPENRLHF: Every estimate is clamped to +-10 nats.
+    """
+
+    NONE = "none"
+    VERL = "verl"
+    OPENRLHF = "openrlhf"
+
+
 def token_kl(
-    logp: Tensor, ref_logp: Tensor, *, estimator: str = "k3", mask: Tensor | None = None
+    logp: Tensor,
+    ref_logp: Tensor,
+    *,
+    estimator: str = "k3",
+    clamps: str = "verl",
+    mask: Tensor | None = None,
 ) -> Tensor:
     """The KL estimate of each token in nats; differentiable in both log-probs.
 
@@ -36,27 +54,38 @@ def token_kl(
         logp: Log-probs under the policy, any shape.
         ref_logp: Under the reference, same shape.
         estimator: "k1", "k2" or "k3".
+        clamps: Whose bounds: "none", "verl" or "openrlhf".
         mask: bool, same shape; the others get zeros and no gradient, whatever they hold.
 
     Returns:
         In the shape of `logp`.
 
     Raises:
-        ValueError: If the estimator is unknown.
+        ValueError: If the estimator or the clamps are unknown.
 
-    Source: Schulman 2020, "Approximating KL Divergence", http://joschu.net/blog/kl-approx.html; the
-    clamps are those of verl. k3 is computed by expm1: exp(d) - 1 - d cancels where policies are
-    close, which is where it is used.
+    Source: Schulman 2020, "Approximating KL Divergence", http://joschu.net/blog/kl-approx.html. k3
+    is computed by expm1: exp(d) - 1 - d cancels where policies are close, which is where it is
+    used.
     """
+    kind, bounds = KlEstimator(estimator), KlClamps(clamps)
     d = ref_logp - logp
     if mask is not None:
         # Before anything else: the gradient of a NaN that is dropped afterwards is NaN.
         d = torch.where(mask, ref_logp, 0.0) - torch.where(mask, logp, 0.0)
-    match KlEstimator(estimator):
-        case KlEstimator.K1:
-            return -d
-        case KlEstimator.K2:
-            return 0.5 * d * d
-        case KlEstimator.K3:
+    if kind is KlEstimator.K1:
+        estimate = -d
+    elif kind is KlEstimator.K2:
+        estimate = 0.5 * d * d
+    else:
+        if bounds is KlClamps.VERL:
             d = d.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-            return (torch.expm1(d) - d).clamp(max=K3_LIMIT)
+        estimate = torch.expm1(d) - d
+    if bounds_estimate(kind, bounds):
+        estimate = estimate.clamp(-ESTIMATE_LIMIT, ESTIMATE_LIMIT)
+    return estimate
+
+
+def bounds_estimate(estimator: KlEstimator, clamps: KlClamps) -> bool:
+    """Whether the estimate itself is bounded."""
+    verl_k3 = clamps is KlClamps.VERL and estimator is KlEstimator.K3
+    return verl_k3 or clamps is KlClamps.OPENRLHF

@@ -67,9 +67,10 @@ def linear_logprob(
         ignore_index: Rows with this id get zeros and no gradient, and cost nothing.
         entropy: Whether to return entropies.
         topk: How many of the most likely tokens to return, at most 64.
-        workspace_mib: Bound of the buffer for logits; None for 64 on the CPU and 512 on a GPU. With
-            0, Triton's forward pass needs none, except for top-k; all others take the smallest
-            block.
+        workspace_mib: Bound of the memory for logits; None for 128 on the CPU and 512 on a GPU.
+            With 0, Triton's forward pass needs none, except for top-k; all others take the smallest
+            block. On the CPU, as many blocks as fit are kept for the backward pass, which then
+            need not compute them again; the bits are the same.
         tp_group: Processes that share the vocabulary: `weight` and `bias` are this one's rows, in
             the order of ranks; `hidden` and `ids` are the same everywhere, and ids are global. All
             processes of the group must call, and go backward, in the same order.
@@ -96,6 +97,8 @@ def linear_logprob(
         plan=plan,
         shard=shard,
         fused=chosen is Backend.TRITON and workspace_mib == 0 and topk == 0,
+        keep=torch.is_grad_enabled()
+        and any(x is not None and x.requires_grad for x in (hidden, weight, bias)),
     )
     ids_N = ids.reshape(-1)
     active_N = ids_N != ignore_index
@@ -145,6 +148,7 @@ class _Call:
 
     Attributes:
         fused: Whether the forward pass runs in one kernel, without a workspace.
+        keep: Whether there may be a backward pass.
     """
 
     transform: LogitTransform
@@ -153,6 +157,7 @@ class _Call:
     plan: Plan
     shard: Shard
     fused: bool
+    keep: bool
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -180,7 +185,8 @@ class _LinearLogprob(torch.autograd.Function):
         ids_N: Tensor,
         call: _Call,
     ) -> tuple[Tensor, ...]:
-        ops = tile_ops(call.backend)
+        ops = tile_ops(call.backend, wide=True)
+        kept: list[Tensor] = []
         every_N = torch.ones_like(ids_N, dtype=torch.bool)
         records = RowRecords(ids_N, every_N, hidden_NH, topk=call.topk, multiple=call.plan.rows)
         if call.fused:
@@ -190,7 +196,7 @@ class _LinearLogprob(torch.autograd.Function):
                 records, hidden_NH, weight_VH, call.transform, bias_V=bias_V, start=call.shard.start
             )
         else:
-            accumulate_linear(
+            kept = accumulate_linear(
                 records,
                 hidden_NH,
                 weight_VH,
@@ -199,10 +205,11 @@ class _LinearLogprob(torch.autograd.Function):
                 start=call.shard.start,
                 ops=ops,
                 plan=call.plan,
+                keep=call.keep,
             )
         merge_over(call.shard, records, call.transform.gain)
         finished = records.finish(ops, call.transform.gain)
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, ids_N, finished.saved)
+        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, ids_N, finished.saved, *kept)
         ctx.call = call
         ctx.mark_non_differentiable(*finished.outputs[3:])
         ctx.set_materialize_grads(False)
@@ -211,7 +218,7 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_NH, weight_VH, bias_V, ids_N, saved_3N = ctx.saved_tensors
+        hidden_NH, weight_VH, bias_V, ids_N, saved_3N, *kept = ctx.saved_tensors
         call: _Call = ctx.call
         with torch.autocast(hidden_NH.device.type, enabled=False):
             result = linear_grads(
@@ -223,8 +230,9 @@ class _LinearLogprob(torch.autograd.Function):
                 grads_N6=backward_records(saved_3N, grads[:3]),
                 wanted=ctx.needs_input_grad[:3],
                 start=call.shard.start,
-                ops=tile_ops(call.backend),
+                ops=tile_ops(call.backend, wide=True),
                 plan=call.plan,
+                kept=kept,
                 exact=call.fused,
             )
         d_hidden_NH = result.hidden

@@ -1,4 +1,8 @@
-"""Forward pass: blocks of logits into one buffer that is used again and again."""
+"""Forward pass: blocks of logits into one buffer that is used again and again.
+
+The vocabulary is the outer loop: a block of the weight is read from memory and packed for the
+product once, and all tokens meet it while it is in the cache.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,31 @@ import torch
 from torch import Tensor
 
 from rewardsvc.kernels.linear.plan import Plan
+from rewardsvc.kernels.linear.products import BlockProducts
 from rewardsvc.kernels.tiles.base import TileOps
 from rewardsvc.kernels.tiles.rows import RowRecords, round_up
 from rewardsvc.kernels.transform import LogitTransform
 
 # N rows (tokens), H hidden, V vocabulary of this process, R and W rows and columns of a block.
 
+ALIGNMENT = 64
+"""Bytes: a cache line, and at least what any library asks of an address."""
 
-def copy_block(hidden_NH: Tensor, first_row: int, block_RH: Tensor) -> int:
-    """Copies rows `first_row` on into a block, zeros after the last; returns how many there were.
 
-    A copy and not a view: besides the padding, every product then reads from the same address, and
-    libraries may choose their algorithm by alignment.
+def read_block(hidden_NH: Tensor, first_row: int, spare_RH: Tensor) -> tuple[Tensor, int]:
+    """Rows `first_row` on, zeros after the last; and how many there were.
+
+    A view where it can be one; otherwise a copy in `spare_RH`. Both are contiguous, whole and
+    aligned alike: libraries may choose their algorithm by any of these.
     """
-    rows_NH = hidden_NH[first_row : first_row + len(block_RH)]
-    block_RH[: len(rows_NH)] = rows_NH
-    block_RH[len(rows_NH) :] = 0
-    return len(rows_NH)
+    num_rows = len(spare_RH)
+    rows_NH = hidden_NH[first_row : first_row + num_rows]
+    aligned = rows_NH.data_ptr() % ALIGNMENT == 0
+    if aligned and rows_NH.is_contiguous() and len(rows_NH) == num_rows:
+        return rows_NH, num_rows
+    spare_RH[: len(rows_NH)] = rows_NH
+    spare_RH[len(rows_NH) :] = 0
+    return spare_RH, len(rows_NH)
 
 
 def accumulate_linear(
@@ -35,7 +47,8 @@ def accumulate_linear(
     start: int,
     ops: TileOps,
     plan: Plan,
-) -> None:
+    keep: bool,
+) -> list[Tensor]:
     """Adds the logits `hidden @ weight.T + bias` to the records, block by block.
 
     Args:
@@ -47,19 +60,27 @@ def accumulate_linear(
         start: Id of the weight's first row.
         ops: What reads the blocks.
         plan: Block sizes.
+        keep: Whether there will be a backward pass.
+
+    Returns:
+        The first blocks [R, W] of raw logits in the order of this loop, as many as the plan keeps.
     """
     vocab_size, hidden_size = weight_VH.shape
-    block_RH = hidden_NH.new_empty(plan.rows, hidden_size)
+    spare_RH = hidden_NH.new_empty(plan.rows, hidden_size)
     buffer = hidden_NH.new_empty(plan.rows * plan.columns)
-    for first_row in range(0, len(hidden_NH), plan.rows):
-        num_real = copy_block(hidden_NH, first_row, block_RH)
-        # The product needs all rows; what reads it, only the tiles that hold real ones.
-        num_read = round_up(num_real, ops.row_tile)
-        for v in range(0, vocab_size, plan.columns):
-            columns = slice(v, min(v + plan.columns, vocab_size))
-            width = columns.stop - v
-            z_RW = buffer[: plan.rows * width].view(plan.rows, width)
-            torch.mm(block_RH, weight_VH[columns].t(), out=z_RW)
+    num_kept = plan.num_kept if keep else 0
+    kept: list[Tensor] = []
+    for v in range(0, vocab_size, plan.columns):
+        columns = slice(v, min(v + plan.columns, vocab_size))
+        width = columns.stop - v
+        products = BlockProducts(weight_VH[columns], plan.rows)
+        for first_row in range(0, len(hidden_NH), plan.rows):
+            hidden_RH, num_real = read_block(hidden_NH, first_row, spare_RH)
+            keeps = len(kept) < num_kept
+            own = torch.empty_like(buffer[: plan.rows * width]) if keeps else buffer
+            z_RW = products.logits(hidden_RH, own[: plan.rows * width].view(plan.rows, width))
+            # The product needs all rows; what reads it, only the tiles that hold real ones.
+            num_read = round_up(num_real, ops.row_tile)
             records.accumulate(
                 ops,
                 z_RW[:num_read],
@@ -68,3 +89,6 @@ def accumulate_linear(
                 bias_W=None if bias_V is None else bias_V[columns],
                 start=start + v,
             )
+            if keeps:
+                kept.append(z_RW)
+    return kept

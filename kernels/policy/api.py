@@ -50,7 +50,8 @@ def policy_loss(
         spec: Which loss; None for PPO's.
         ref_logp: float [B, T], under the reference. Needed if `spec.kl_coef` is not 0.
         weights: float [B, T], the weight of each token, for example cut out of
-            `aggregation_weights` of a larger batch; None takes those of this batch.
+            `aggregation_weights` of a larger batch; None takes those of this batch, which needs
+            no groups.
         backend: Forces "triton" or "eager".
 
     Raises:

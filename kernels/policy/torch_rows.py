@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from rewardsvc.kernels.policy.spec import Objective, PolicyLossSpec, RatioLevel
-from rewardsvc.kernels.token_kl import K3_LIMIT, LOG_RATIO_LIMIT, KlEstimator
+from rewardsvc.kernels.token_kl import (
+    ESTIMATE_LIMIT,
+    LOG_RATIO_LIMIT,
+    KlClamps,
+    KlEstimator,
+    bounds_estimate,
+)
 
 # B sequences, T tokens.
 
@@ -39,7 +45,7 @@ def policy_rows(
     log_ratio = logp - old
     share_B1 = torch.ones_like(log_ratio[:, :1])
     if spec.ratio is not RatioLevel.TOKEN:
-        if spec.ratio is RatioLevel.SEQUENCE_MEAN:
+        if spec.ratio is not RatioLevel.SEQUENCE:
             share_B1 = 1.0 / mask_BT.sum(1, keepdim=True).clamp(min=1)
         whole_B1 = log_ratio.sum(1, keepdim=True) * share_B1
         level = torch.where(mask_BT, whole_B1, zero)
@@ -54,42 +60,60 @@ def policy_rows(
         loss = slope * logp
         grad = weight * slope
     else:
-        free, held = -ratio * advantage, -bounded * advantage
-        loss = torch.maximum(free, held)
-        # d(-r A)/d log r is -r A; where the clipped branch is larger, there is none.
-        slope = torch.where(free >= held, free, zero)
-        if spec.dual is not None:
-            limit = -spec.dual * advantage
-            over = (advantage < 0) & (loss > limit)
-            loss, slope = torch.where(over, limit, loss), torch.where(over, zero, slope)
+        # d(-r A)/d log r is -r A.
+        loss = slope = -ratio * advantage
+        if spec.objective is Objective.CLIP:
+            loss, slope = _clipped(loss, -bounded * advantage, advantage, spec.dual)
         slope = weight * torch.where(level.abs() <= LOG_RATIO_LIMIT, slope, zero)
-        if spec.ratio is not RatioLevel.TOKEN:
+        if spec.ratio in (RatioLevel.SEQUENCE, RatioLevel.SEQUENCE_MEAN):
             # Every token of the sequence moves the one ratio that all of them share.
             slope = slope.sum(1, keepdim=True) * share_B1
         grad = torch.where(mask_BT, slope, zero)
 
     kl = torch.zeros_like(logp)
     if ref_BT is not None:
-        kl, kl_slope = _kl(kept(ref_BT) - logp, spec.kl_estimator)
+        kl, kl_slope = _kl(kept(ref_BT) - logp, spec)
         grad = grad + spec.kl_coef * weight * kl_slope
-    counts = (
-        ratio.where(mask_BT, zero),
-        ((ratio < low) & (advantage < 0)).float(),
-        ((ratio > high) & (advantage > 0)).float(),
-        log_ratio,
-    )
+    # CLIP cuts the gradient for one sign of the advantage, CISPO the weight for either.
+    is_low, is_high = ratio < low, ratio > high
+    if spec.objective is Objective.CLIP:
+        is_low, is_high = is_low & (advantage < 0), is_high & (advantage > 0)
+    elif spec.objective is Objective.UNCLIPPED:
+        is_low = is_high = torch.zeros_like(mask_BT)
+    counts = (ratio.where(mask_BT, zero), is_low.float(), is_high.float(), log_ratio)
     sums_B7 = torch.stack([x.sum(1) for x in (weight * loss, weight * kl, kl, *counts)], 1)
     return grad, sums_B7
 
 
-def _kl(d: Tensor, estimator: KlEstimator) -> tuple[Tensor, Tensor]:
+def _clipped(
+    free: Tensor, held: Tensor, advantage: Tensor, dual: float | None
+) -> tuple[Tensor, Tensor]:
+    """The clipped loss and its derivative in the log ratio; where the bound holds, there is none.
+
+    `free` is -r A, `held` is -clip(r) A.
+    """
+    zero = torch.zeros_like(free)
+    loss, slope = torch.maximum(free, held), torch.where(free >= held, free, zero)
+    if dual is not None:
+        limit = -dual * advantage
+        over = (advantage < 0) & (loss > limit)
+        loss, slope = torch.where(over, limit, loss), torch.where(over, zero, slope)
+    return loss, slope
+
+
+def _kl(d: Tensor, spec: PolicyLossSpec) -> tuple[Tensor, Tensor]:
     """The estimate of d = log ref - log policy, and its derivative in log policy."""
-    if estimator is KlEstimator.K1:
-        return -d, torch.ones_like(d)
-    if estimator is KlEstimator.K2:
-        return 0.5 * d * d, -d
-    bounded = d.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    growth = torch.expm1(bounded)
-    kl = growth - bounded
-    free = (d.abs() <= LOG_RATIO_LIMIT) & (kl <= K3_LIMIT)
-    return kl.clamp(max=K3_LIMIT), torch.where(free, -growth, 0.0)
+    if spec.kl_estimator is KlEstimator.K1:
+        kl, slope = -d, torch.ones_like(d)
+    elif spec.kl_estimator is KlEstimator.K2:
+        kl, slope = 0.5 * d * d, -d
+    else:
+        bounded = d
+        if spec.kl_clamps is KlClamps.VERL:
+            bounded = d.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        growth = torch.expm1(bounded)
+        kl, slope = growth - bounded, torch.where(bounded == d, -growth, 0.0)
+    if bounds_estimate(spec.kl_estimator, spec.kl_clamps):
+        slope = torch.where(kl.abs() <= ESTIMATE_LIMIT, slope, 0.0)
+        kl = kl.clamp(-ESTIMATE_LIMIT, ESTIMATE_LIMIT)
+    return kl, slope

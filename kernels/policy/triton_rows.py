@@ -14,16 +14,18 @@ from torch import Tensor
 
 from rewardsvc.kernels.policy.spec import Objective, PolicyLossSpec, RatioLevel
 from rewardsvc.kernels.policy.torch_rows import NUM_SUMS
-from rewardsvc.kernels.token_kl import KlEstimator
+from rewardsvc.kernels.token_kl import KlClamps, KlEstimator
 from rewardsvc.kernels.triton_math import LOG2E, launch
 
 BLOCK_T = 1024
 NUM_WARPS = 4
 ESTIMATORS = {KlEstimator.K1: 1, KlEstimator.K2: 2, KlEstimator.K3: 3}
+CLAMPS = {KlClamps.NONE: 0, KlClamps.VERL: 1, KlClamps.OPENRLHF: 2}
+OBJECTIVES = {Objective.CLIP: 0, Objective.UNCLIPPED: 1, Objective.CISPO: 2}
 
 
 @triton.jit
-def _kl(d, ESTIMATOR: tl.constexpr):
+def _kl(d, ESTIMATOR: tl.constexpr, CLAMPS: tl.constexpr):
     """Estimate and derivative in log policy, as in `torch_rows.py`."""
     if ESTIMATOR == 1:
         kl = -d
@@ -32,14 +34,17 @@ def _kl(d, ESTIMATOR: tl.constexpr):
         kl = 0.5 * d * d
         slope = -d
     else:
-        b = tl.minimum(tl.maximum(d, -20.0), 20.0)
+        b = d
+        if CLAMPS == 1:
+            b = tl.minimum(tl.maximum(d, -20.0), 20.0)
         # exp(b) - 1 - b cancels near 0; there, its series to b^8.
         tail = 1.0 + b * (1.0 / 6.0) * (1.0 + b * (1.0 / 7.0) * (1.0 + b * 0.125))
         near = 0.5 * b * b * (1.0 + b * (1.0 / 3.0) * (1.0 + b * 0.25 * (1.0 + b * 0.2 * tail)))
         kl = tl.where(tl.abs(b) < 0.25, near, tl.exp2(b * LOG2E) - 1.0 - b)
-        free = (tl.abs(d) <= 20.0) & (kl <= 10.0)
-        slope = tl.where(free, -(kl + b), 0.0)
-        kl = tl.minimum(kl, 10.0)
+        slope = tl.where(b == d, -(kl + b), 0.0)
+    if CLAMPS == 2 or (CLAMPS == 1 and ESTIMATOR == 3):
+        slope = tl.where(tl.abs(kl) <= 10.0, slope, 0.0)
+        kl = tl.minimum(tl.maximum(kl, -10.0), 10.0)
     return kl, slope
 
 
@@ -63,15 +68,23 @@ def policy_loss_kernel(
     high,
     dual,
     kl_coef,
-    CISPO: tl.constexpr,
+    OBJECTIVE: tl.constexpr,
     DUAL: tl.constexpr,
     SHARED: tl.constexpr,
     MEAN: tl.constexpr,
+    OWN_SLOPE: tl.constexpr,
     ESTIMATOR: tl.constexpr,
+    CLAMPS: tl.constexpr,
     NUM_SUMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row: its gradient [T] and its sums. SHARED: one ratio a sequence. ESTIMATOR 0: no KL."""
+    """One row: its gradient [T] and its sums.
+
+    OBJECTIVE: see OBJECTIVES. SHARED: one ratio a sequence. OWN_SLOPE: which each token moves for
+    itself alone. ESTIMATOR 0: no KL.
+    """
+    CISPO: tl.constexpr = OBJECTIVE == 2
+    SHARED_SLOPE: tl.constexpr = SHARED and not (CISPO or OWN_SLOPE)
     row = tl.program_id(0).to(tl.int64)
     base = row * num_tokens
     lanes = tl.arange(0, BLOCK)
@@ -113,6 +126,13 @@ def policy_loss_kernel(
             slope = -bounded * advantage
             loss = slope * logp
             slope = slope * weight
+            is_low = ratio < low
+            is_high = ratio > high
+        elif OBJECTIVE == 1:
+            loss = -ratio * advantage
+            slope = tl.where(tl.abs(level) <= 20.0, loss, 0.0) * weight
+            is_low = ratio < 0.0
+            is_high = ratio < 0.0
         else:
             free = -ratio * advantage
             held = -bounded * advantage
@@ -124,24 +144,26 @@ def policy_loss_kernel(
                 loss = tl.where(over, limit, loss)
                 slope = tl.where(over, 0.0, slope)
             slope = slope * weight
+            is_low = (ratio < low) & (advantage < 0.0)
+            is_high = (ratio > high) & (advantage > 0.0)
         policy += weight * loss
         if ESTIMATOR > 0:
-            kl, kl_slope = _kl(_load(ref_ptr, base + t, keep) - logp, ESTIMATOR)
+            kl, kl_slope = _kl(_load(ref_ptr, base + t, keep) - logp, ESTIMATOR, CLAMPS)
             kl = tl.where(keep, kl, 0.0)
             kl_term += weight * kl
             kl_sum += kl
-        if SHARED and not CISPO:
+        if SHARED_SLOPE:
             slopes += slope
         else:
             if ESTIMATOR > 0:
                 slope += kl_coef * weight * kl_slope
             tl.store(grad_ptr + base + t, slope, t < num_tokens)
         ratio_sum += tl.where(keep, ratio, 0.0)
-        num_low += ((ratio < low) & (advantage < 0.0)).to(tl.float32)
-        num_high += ((ratio > high) & (advantage > 0.0)).to(tl.float32)
+        num_low += is_low.to(tl.float32)
+        num_high += is_high.to(tl.float32)
         old_kl += log_ratio
 
-    if SHARED and not CISPO:
+    if SHARED_SLOPE:
         slope_of_all = tl.sum(slopes, 0) * share
         for first in range(0, num_tokens, BLOCK):
             t = first + lanes
@@ -150,7 +172,7 @@ def policy_loss_kernel(
             if ESTIMATOR > 0:
                 logp = _load(logp_ptr, base + t, keep)
                 weight = _load(weights_ptr, base + t, keep)
-                kl, kl_slope = _kl(_load(ref_ptr, base + t, keep) - logp, ESTIMATOR)
+                kl, kl_slope = _kl(_load(ref_ptr, base + t, keep) - logp, ESTIMATOR, CLAMPS)
                 slope += kl_coef * weight * kl_slope
             tl.store(grad_ptr + base + t, slope, t < num_tokens)
 
@@ -193,11 +215,13 @@ def policy_rows(
         1.0 + spec.eps_high,
         spec.dual or 0.0,
         spec.kl_coef,
-        CISPO=spec.objective is Objective.CISPO,
+        OBJECTIVE=OBJECTIVES[spec.objective],
         DUAL=spec.dual is not None,
         SHARED=spec.ratio is not RatioLevel.TOKEN,
-        MEAN=spec.ratio is RatioLevel.SEQUENCE_MEAN,
+        MEAN=spec.ratio in (RatioLevel.SEQUENCE_MEAN, RatioLevel.SEQUENCE_MEAN_TOKEN),
+        OWN_SLOPE=spec.ratio is RatioLevel.SEQUENCE_MEAN_TOKEN,
         ESTIMATOR=0 if ref_BT is None else ESTIMATORS[spec.kl_estimator],
+        CLAMPS=CLAMPS[spec.kl_clamps],
         NUM_SUMS=NUM_SUMS,
         BLOCK=min(BLOCK_T, triton.next_power_of_2(max(num_tokens, 32))),
         num_warps=NUM_WARPS,

@@ -62,6 +62,7 @@ def accumulate_tile(
     # 0 * -inf is NaN: columns without weight add nothing to u.
     # Summed in float64: next to a weight of 1, float32 swallows 1e5 weights of 1e-8, and their sum
     # is what the tolerance is about. It costs a fifth more than float32, next to the exponential.
+    # u is summed whether an entropy is wanted or not: without, it is no faster.
     tile_u_R = torch.where(e_RW > 0, e_RW * d_RW, 0.0).sum(1, dtype=torch.float64)
     tile_s_R = e_RW.sum(1, dtype=torch.float64)
     old_s_R, old_u_R = rescale(m_R, s_R, u_R, new_m_R, gain=gain)
@@ -186,6 +187,12 @@ class EagerTiles:
 
     _accumulate_tile = staticmethod(accumulate_tile)
     _grad_tile = staticmethod(grad_tile)
+
+
+class WideEagerTiles(EagerTiles):
+    """The same for narrow blocks of many rows: more rows share the cost of an operation's call."""
+
+    row_tile = 64
 
 
 def _blocks(num_rows: int, size: int) -> Iterator[slice]:

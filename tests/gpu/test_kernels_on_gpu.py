@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rewardsvc.kernels import (
+    Objective,
     PolicyLossSpec,
     RatioLevel,
     gae,
@@ -16,6 +17,7 @@ from rewardsvc.kernels import (
 )
 from rewardsvc.kernels.reference import reference_stats
 from rewardsvc.kernels.transform import LogitTransform
+from rewardsvc.policy_client.algorithms.returns import gae as algorithms_gae
 
 pytestmark = [
     pytest.mark.gpu,
@@ -128,11 +130,12 @@ def test_id_out_of_range_is_named_and_the_device_lives_on():
 
 
 @pytest.mark.parametrize("level", list(RatioLevel))
-def test_policy_loss(level):
+@pytest.mark.parametrize("objective", list(Objective))
+def test_policy_loss(level, objective):
     logp = (torch.randn(7, 3000) * 0.1).requires_grad_()
     old, advantages = logp.detach() + torch.randn(7, 3000) * 0.01, torch.randn(7, 3000)
     mask, ref = torch.rand(7, 3000) > 0.3, old + 0.1
-    spec = PolicyLossSpec(ratio=level, kl_coef=0.1)
+    spec = PolicyLossSpec(objective=objective, ratio=level, kl_coef=0.1)
     want = policy_loss(logp, old, advantages, mask, spec=spec, ref_logp=ref)
     (want_grad,) = torch.autograd.grad(want.loss, logp)
     leaf = logp.detach().cuda().requires_grad_()
@@ -159,3 +162,18 @@ def test_last_token_head():
     want = last_token_head(hidden, cu_seqlens, weight)
     got = last_token_head(hidden.cuda(), cu_seqlens.cuda(), weight.cuda())
     torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_trainers_gae_takes_the_kernel_and_gives_the_loops_numbers():
+    rewards, values = torch.randn(5, 700), torch.randn(5, 700)
+    mask, last = torch.rand(5, 700) > 0.3, torch.randn(5)
+    want = algorithms_gae(rewards, values, mask, gamma=0.99, lam=0.9, last_values_N=last)
+    got = algorithms_gae(
+        *(x.cuda() for x in (rewards, values, mask)),
+        gamma=0.99,
+        lam=0.9,
+        last_values_N=last.cuda(),
+    )
+    for a, b in zip(got, want, strict=True):
+        assert a.is_cuda
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-4, atol=1e-4)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rewardsvc.kernels import discounted_scan, gae, linear_logprob, selective_logprob
 from rewardsvc.kernels.reference import reference_stats
 from rewardsvc.kernels.transform import LogitTransform
+from rewardsvc.policy_client.algorithms.returns import gae as algorithms_gae
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -146,6 +147,32 @@ def test_gae_is_the_loop_over_what_is_kept(num_rows, num_tokens, gamma, lam, kep
             following = float(values[b, t])
             assert abs(float(advantages[b, t]) - running) < 1e-9
             assert abs(float(returns[b, t]) - running - following) < 1e-9
+
+
+@PROPERTY
+@given(
+    num_rows=st.integers(1, 4),
+    num_tokens=st.integers(0, 30),
+    gamma=st.floats(0, 1),
+    lam=st.floats(0, 1),
+    kept=st.floats(0, 1),
+    bootstrapped=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_gae_is_that_of_the_trainers_algorithms(
+    num_rows, num_tokens, gamma, lam, kept, bootstrapped, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_rows, num_tokens)
+    mask = torch.rand(shape, generator=generator) < kept
+    rewards, values = (
+        torch.randn(shape, generator=generator).double().masked_fill(~mask, torch.nan) for _ in "rv"
+    )
+    last = torch.randn(num_rows, generator=generator).double() if bootstrapped else None
+    got = gae(rewards, values, mask=mask, gamma=gamma, lam=lam, last_values=last)
+    want = algorithms_gae(rewards, values, mask, gamma=gamma, lam=lam, last_values_N=last)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @PROPERTY

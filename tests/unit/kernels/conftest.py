@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter a row costs a millisecond, padding rows included."""
     if INTERPRETED:
-        small = plan._Machine(min_rows=8, max_rows=8, grad_columns=4096)
+        small = replace(plan._CPU, min_rows=8, max_rows=8)
         monkeypatch.setattr(plan, "_CPU", small)
 
 

@@ -64,8 +64,10 @@ def _compare(case, backend, allclose, relative_error, *, value_tol=None, **optio
     return got
 
 
-@pytest.mark.parametrize("vocab_size", [1, 151, 1001])
-@pytest.mark.parametrize("hidden_size", [50, 123])
+@pytest.mark.parametrize(
+    ("vocab_size", "hidden_size"),
+    [(1, 50), (1, 123), (151, 50), (151, 123), (1000, 123), (1001, 50), (1001, 1024)],
+)
 @pytest.mark.parametrize("num_rows", [0, 1, NUM_ROWS])
 def test_matches_float64(backend, vocab_size, hidden_size, num_rows, allclose, relative_error):
     case = _case(num_rows, hidden_size, vocab_size, bias=True)
@@ -100,6 +102,43 @@ def test_small_temperature(quick_backend, allclose, relative_error):
     allclose(got.entropy, want.entropy, 2e-6, float(logits.abs().max()) / 0.01)
 
 
+@pytest.mark.parametrize("shift", [-200.0, 1e4, -1e4])
+def test_shifted_logits(backend, shift, allclose):
+    hidden, weight, _, ids = _case(NUM_ROWS, 50, 1001)
+    bias = torch.full((1001,), shift)
+    got = linear_logprob(hidden, weight, ids, bias=bias, entropy=True, backend=backend)
+    logits = (hidden.double() @ weight.double().T).float().add(bias).double()
+    want = reference_stats(logits, ids, LogitTransform())
+    # Against logits that were rounded once to float32, at 1e4 in steps of 1e-3.
+    for a, b in ((got.logp, want.logp), (got.entropy, want.entropy), (got.lse, want.lse)):
+        allclose(a, b, 2e-6, abs(shift) + 10)
+
+
+def test_a_banned_token_has_no_weight_and_no_gradient(quick_backend, allclose):
+    hidden, weight, bias, _ = _case(NUM_ROWS, 50, 151, bias=True)
+    bias[:140] = -torch.inf
+    ids = torch.randint(140, 151, (NUM_ROWS,))
+    leaves = (hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_())
+    got = linear_logprob(*leaves[:2], ids, bias=bias, entropy=True, backend=quick_backend)
+    truth = [leaf.detach().double()[..., :] for leaf in leaves]
+    logits = truth[0] @ truth[1][140:].T + truth[2][140:]
+    want = reference_stats(logits, ids - 140, LogitTransform())
+    allclose(got.logp.detach(), want.logp, 2e-6, float(logits.abs().max()))
+    allclose(got.entropy.detach(), want.entropy, 2e-6, float(logits.abs().max()))
+    (got.logp + got.entropy).sum().backward()
+    assert all(torch.isfinite(leaf.grad).all() for leaf in leaves)
+    assert not weight.grad[:140].any()
+    assert not bias.grad[:140].any()
+
+
+def test_ties_go_to_the_lowest_id(quick_backend):
+    hidden, weight = torch.ones(2, 50), torch.zeros(151, 50)
+    weight[[7, 30, 150]] = 1.0
+    got = linear_logprob(hidden, weight, torch.tensor([7, 150]), topk=4, backend=quick_backend)
+    assert got.topk.ids.tolist() == [[7, 30, 150, 0]] * 2
+    assert (got.topk.logp[:, :3] == got.logp[:, None]).all()
+
+
 def test_rows_that_are_ignored_are_zero_and_take_no_part(quick_backend):
     hidden, weight, _, ids = _case(6, 50, 151)
     ids[[1, 4]] = -100
@@ -127,15 +166,16 @@ def test_all_rows_ignored(quick_backend):
     assert not hidden.grad.any()
 
 
-def test_infinite_weights_reach_only_the_rows_that_they_poison(quick_backend):
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_infinite_weights_reach_only_the_rows_that_they_poison(quick_backend, sign):
     hidden, weight, _, ids = _case(8, 50, 151)
-    hidden[:, 0] = torch.tensor([1.0, -1.0] * 4)
+    hidden[:, 0] = sign * torch.tensor([1.0, -1.0] * 4)
     ids.clamp_(min=1)
     weight[0] = 0
-    weight[0, 0] = torch.inf
+    weight[0, 0] = sign * torch.inf
     got = linear_logprob(hidden, weight, ids, entropy=True, backend=quick_backend)
-    # Where the infinite weight meets a positive number the row has no distribution; where it meets
-    # a negative one, the token is merely banned.
+    # Where the infinite weight meets a number of its sign the row has no distribution; where it
+    # meets one of the other, the token is merely banned.
     assert got.logp[::2].isnan().all()
     want = reference_stats((hidden.double() @ weight.double().T)[1::2], ids[1::2], LogitTransform())
     torch.testing.assert_close(got.logp[1::2].double(), want.logp, rtol=0, atol=1e-5)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rewardsvc.kernels import fused_linear_preference, last_token_head, step_token_head
+from rewardsvc.kernels import (
+    fused_linear_preference,
+    last_token_head,
+    row_head,
+    step_token_head,
+)
 
 CU_SEQLENS = torch.tensor([0, 3, 10, 14, 20])
 
@@ -110,3 +115,17 @@ def test_an_odd_number_of_sequences_is_named():
             torch.zeros(9, dtype=torch.long),
             torch.tensor([0, 3, 6, 9]),
         )
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 64, 65])
+def test_rows_that_were_gathered_already(num_rows):
+    hidden, weight, bias = torch.randn(num_rows, 24).bfloat16(), torch.randn(3, 24), torch.randn(3)
+    got = row_head(hidden, weight, bias)
+    torch.testing.assert_close(got, hidden.float() @ weight.T + bias)
+    if num_rows:
+        assert torch.equal(row_head(hidden[-1:], weight, bias), got[-1:])
+
+
+def test_a_head_of_another_width_is_named():
+    with pytest.raises(ValueError, match=r"weight has shape \(1, 5\); expected \(1, 4\)"):
+        row_head(torch.zeros(2, 4), torch.zeros(1, 5))

@@ -1,4 +1,4 @@
-"""`policy_loss` and `token_kl` against autograd through their definitions."""
+"""`policy_loss` and `token_kl` against autograd through the trainers' pure functions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from rewardsvc.kernels import (
     Aggregation,
+    KlClamps,
     KlEstimator,
     Objective,
     PolicyLossSpec,
@@ -17,37 +18,51 @@ from rewardsvc.kernels import (
     policy_loss,
     token_kl,
 )
+from rewardsvc.policy_client.algorithms import aggregation as algorithm_aggregation
+from rewardsvc.policy_client.algorithms import kl as algorithm_kl
+from rewardsvc.policy_client.algorithms import policy_loss as algorithm
+from rewardsvc.policy_client.algorithms.aggregation import token_weights, weighted_sum
+from rewardsvc.policy_client.algorithms.kl import kl_estimate
 
-# Every aggregation and estimator with every objective and level, a fifth of the product.
-CASES = list(
-    itertools.product(Objective, RatioLevel, (None, 3.0), Aggregation, (None, *KlEstimator))
-)[::5]
+# All of them are 1,200; every option meets every other in this part of them.
+KLS = [None, *itertools.product(KlEstimator, KlClamps)]
+CASES = list(itertools.product(Objective, RatioLevel, (None, 3.0), Aggregation, KLS))[::17]
+NORM_LENGTH = 50
+GROUPS = torch.tensor([7, 3, 7, 3, 9])
 
 
 def _definition(logp, old, advantages, mask, spec, ref):
-    """The loss as the papers write it, for autograd to go backward through."""
-    level = torch.where(mask, logp - old, 0.0)
-    if spec.ratio is not RatioLevel.TOKEN:
-        total = level.sum(1, keepdim=True)
-        if spec.ratio is RatioLevel.SEQUENCE_MEAN:
-            total = total / mask.sum(1, keepdim=True).clamp(min=1)
-        level = torch.where(mask, total.expand_as(level), 0.0)
-    ratio = level.clamp(-20, 20).exp()
-    bounded = ratio.clamp(1 - spec.eps_low, 1 + spec.eps_high)
-    advantages = torch.where(mask, advantages, 0.0)
-    if spec.objective is Objective.CISPO:
-        loss = -bounded.detach() * advantages * torch.where(mask, logp, 0.0)
-    else:
-        loss = -torch.minimum(ratio * advantages, bounded * advantages)
-        if spec.dual is not None:
-            held = torch.minimum(loss, -spec.dual * advantages)
-            loss = torch.where(advantages < 0, held, loss)
-    weights = aggregation_weights(mask, spec.aggregation, norm_length=spec.norm_length)
-    total = (weights * loss).sum()
-    if ref is None:
-        return total
-    kl = token_kl(logp, ref, estimator=spec.kl_estimator, mask=mask)
-    return total + spec.kl_coef * (weights * kl).sum()
+    """The loss by the trainers' pure functions, for autograd to go backward through.
+
+    The two are written separately and must not mean different things.
+    """
+    ratio = algorithm.importance_ratio(logp, old, mask, algorithm.RatioLevel(spec.ratio))
+    policy = algorithm.policy_loss(
+        logp,
+        ratio,
+        advantages,
+        mask,
+        objective=algorithm.Objective(spec.objective),
+        clip=algorithm.ClipRange(eps_low=spec.eps_low, eps_high=spec.eps_high, dual=spec.dual),
+    )
+    weights = token_weights(
+        mask,
+        algorithm_aggregation.Aggregation(spec.aggregation),
+        norm_length=spec.norm_length,
+        groups_N=GROUPS[: len(mask)],
+        dtype=torch.float32,
+    )
+    total = weighted_sum(policy.loss, weights)
+    if ref is not None:
+        kl = kl_estimate(
+            logp,
+            ref,
+            mask,
+            algorithm_kl.KlEstimator(spec.kl_estimator),
+            clamps=algorithm_kl.KlClamps(spec.kl_clamps),
+        )
+        total = total + spec.kl_coef * weighted_sum(kl, weights)
+    return total, policy, weights
 
 
 def _batch(num_rows=5, num_tokens=37, spread=0.5):
@@ -58,32 +73,68 @@ def _batch(num_rows=5, num_tokens=37, spread=0.5):
     return logp.requires_grad_(), old, torch.randn_like(old), mask
 
 
-@pytest.mark.parametrize(("objective", "ratio", "dual", "aggregation", "estimator"), CASES)
-def test_loss_and_gradient_match_autograd(
-    quick_backend, objective, ratio, dual, aggregation, estimator
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (Objective, algorithm.Objective),
+        (RatioLevel, algorithm.RatioLevel),
+        (Aggregation, algorithm_aggregation.Aggregation),
+        (KlEstimator, algorithm_kl.KlEstimator),
+        (KlClamps, algorithm_kl.KlClamps),
+    ],
+)
+def test_the_kernel_has_every_option_that_the_algorithms_have(ours, theirs):
+    assert set(ours) == set(theirs)
+
+
+@pytest.mark.parametrize(("objective", "ratio", "dual", "aggregation", "kl"), CASES)
+def test_loss_and_gradient_match_the_algorithms(
+    quick_backend, objective, ratio, dual, aggregation, kl
 ):
+    estimator, clamps = kl or (KlEstimator.K3, KlClamps.VERL)
     spec = PolicyLossSpec(
         objective=objective,
         ratio=ratio,
         dual=dual,
         aggregation=aggregation,
-        norm_length=50,
+        norm_length=NORM_LENGTH,
         eps_low=0.1,
         eps_high=0.3,
-        kl_coef=0.1 if estimator else 0.0,
-        kl_estimator=estimator or KlEstimator.K3,
+        kl_coef=0.1 if kl else 0.0,
+        kl_estimator=estimator,
+        kl_clamps=clamps,
     )
     logp, old, advantages, mask = _batch(spread=0.05 if ratio is RatioLevel.SEQUENCE else 0.5)
-    ref = logp.detach() + torch.randn_like(old) * 0.3 if estimator else None
+    ref = None
+    if kl:
+        ref = logp.detach() + torch.randn_like(old) * 0.3
+        # Beyond every clamp, on either side.
+        ref[0, :4] = logp.detach()[0, :4] + torch.tensor([25.0, -25.0, 4.0, -12.0])
+        mask[0, :4] = True
+    weights = aggregation_weights(mask, aggregation, norm_length=NORM_LENGTH, groups=GROUPS)
     got = policy_loss(
-        logp, old, advantages, mask, spec=spec, ref_logp=ref, backend=quick_backend
-    ).loss
-    want = _definition(logp, old, advantages, mask, spec, ref)
-    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
-    (grad,) = torch.autograd.grad(3.0 * got, logp)
+        logp,
+        old,
+        advantages,
+        mask,
+        spec=spec,
+        ref_logp=ref,
+        weights=weights,
+        backend=quick_backend,
+    )
+    want, policy, want_weights = _definition(logp, old, advantages, mask, spec, ref)
+    torch.testing.assert_close(weights, want_weights)
+    torch.testing.assert_close(got.loss, want, rtol=1e-5, atol=1e-5)
+    (grad,) = torch.autograd.grad(3.0 * got.loss, logp)
     (want_grad,) = torch.autograd.grad(3.0 * want, logp)
-    torch.testing.assert_close(grad, want_grad, rtol=1e-5, atol=1e-6)
+    # Relative to the whole: k3 without clamps has tokens of e^25.
+    atol = 1e-6 * max(1.0, float(want_grad.abs().max()))
+    torch.testing.assert_close(grad, want_grad, rtol=1e-5, atol=atol)
     assert abs(float(grad.norm() / want_grad.norm()) - 1) < 1e-5
+    num_tokens = mask.sum()
+    torch.testing.assert_close(got.ratio, (policy.ratio * mask).sum() / num_tokens)
+    torch.testing.assert_close(got.clipped_low, (policy.clipped_low & mask).sum() / num_tokens)
+    torch.testing.assert_close(got.clipped_high, (policy.clipped_high & mask).sum() / num_tokens)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 1024, 1025])
@@ -93,7 +144,7 @@ def test_rows_of_any_length(quick_backend, num_tokens):
     got = policy_loss(
         logp, old, advantages, mask, spec=spec, ref_logp=old, backend=quick_backend
     ).loss
-    want = _definition(logp, old, advantages, mask, spec, old)
+    want, _, _ = _definition(logp, old, advantages, mask, spec, old)
     (grad,) = torch.autograd.grad(got, logp)
     (want_grad,) = torch.autograd.grad(want, logp)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
@@ -177,6 +228,26 @@ def test_token_kl_gradient(estimator):
     logp = (torch.randn(3, 5, dtype=torch.float64) * 0.3).requires_grad_()
     ref = (torch.randn(3, 5, dtype=torch.float64) * 0.3).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: token_kl(a, b, estimator=estimator), (logp, ref))
+
+
+@pytest.mark.parametrize(("estimator", "clamps"), KLS[1:])
+def test_token_kl_is_the_algorithms_estimate(estimator, clamps):
+    logp = torch.linspace(-30, 30, 41, dtype=torch.float64)
+    ours, theirs = logp.clone().requires_grad_(), logp.clone().requires_grad_()
+    ref, mask = torch.zeros_like(logp), torch.arange(41) % 7 > 0
+    got = token_kl(ours, ref, estimator=estimator, clamps=clamps, mask=mask)
+    want = kl_estimate(
+        theirs,
+        ref,
+        mask,
+        algorithm_kl.KlEstimator(estimator),
+        clamps=algorithm_kl.KlClamps(clamps),
+    )
+    torch.testing.assert_close(got, want)
+    (grad,), (want_grad,) = (
+        torch.autograd.grad(x.sum(), y) for x, y in ((got, ours), (want, theirs))
+    )
+    torch.testing.assert_close(grad, want_grad)
 
 
 def test_k3_keeps_its_digits_between_close_policies():

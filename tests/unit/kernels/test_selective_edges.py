@@ -91,3 +91,17 @@ def test_malformed_arguments_are_named(change, message):
     logits, ids = arguments.pop("logits"), arguments.pop("ids")
     with pytest.raises(ValueError, match=message):
         selective_logprob(logits, ids, **arguments)
+
+
+def test_without_the_entropy_all_else_is_the_same(backend):
+    logits = (torch.randn(70, 500) * 3 - 40).requires_grad_()
+    logits.data[:, :400] = -torch.inf
+    ids = torch.randint(400, 500, (70,))
+    with_entropy = selective_logprob(logits, ids, entropy=True, backend=backend)
+    without = selective_logprob(logits, ids, backend=backend)
+    assert without.entropy is None
+    torch.testing.assert_close(without.logp, with_entropy.logp, rtol=0, atol=1e-6)
+    torch.testing.assert_close(without.lse, with_entropy.lse, rtol=0, atol=1e-5)
+    grads = [torch.autograd.grad(x.logp.sum(), logits)[0] for x in (without, with_entropy)]
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-6)
+    assert torch.isfinite(grads[0]).all()
