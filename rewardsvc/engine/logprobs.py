@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-CHUNK_ROWS = 1024
-"""Positions whose logits exist at the same time."""
+from rewardsvc.kernels import linear_logprob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +49,12 @@ def linear_logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax(rule(hidden · weightᵀ + bias) / temperature)[target], without a [N, V] tensor.
 
+    A position's numbers do not depend on the others of the call, bit for bit.
+
     Args:
         hidden_ND: Final hidden states, any float dtype.
         weight_VD: The output embedding, same dtype.
-        targets_N: int64, in [0, V).
+        targets_N: int32 or int64, in [0, V).
         bias_V: Of the output embedding, where there is one.
         rule: From the output embedding's numbers to logits.
         temperature: Finite and above 0.
@@ -64,19 +63,18 @@ def linear_logprobs(
     Returns:
         float32 [N] log-probs in nats, and float32 [N] entropies in nats of the tempered
         distribution, or None.
+
+    Raises:
+        ValueError: If a target is out of range, or tensors do not fit each other.
     """
-    logprobs, entropies = [], []
-    for start in range(0, len(hidden_ND), CHUNK_ROWS):
-        rows = slice(start, start + CHUNK_ROWS)
-        logits_NV = rule.apply(F.linear(hidden_ND[rows], weight_VD, bias_V)) / temperature
-        log_z_N = logits_NV.logsumexp(-1)
-        chosen_N = logits_NV.gather(-1, targets_N[rows, None]).squeeze(-1)
-        logprobs.append(chosen_N - log_z_N)
-        if entropy:
-            # entr(p) = -p log p is 0 at p = 0, where p · log p would be NaN.
-            entropies.append(torch.special.entr((logits_NV - log_z_N[:, None]).exp()).sum(-1))
-    empty_N = hidden_ND.new_empty(0, dtype=torch.float32)
-    logprobs_N = torch.cat(logprobs) if logprobs else empty_N
-    if not entropy:
-        return logprobs_N, None
-    return logprobs_N, torch.cat(entropies) if entropies else empty_N
+    stats = linear_logprob(
+        hidden_ND,
+        weight_VD,
+        targets_N,
+        bias=bias_V,
+        temperature=temperature,
+        softcap=rule.softcap,
+        logit_scale=rule.scale,
+        entropy=entropy,
+    )
+    return stats.logp, stats.entropy

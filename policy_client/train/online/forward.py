@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rewardsvc.kernels import TokenStats, linear_logprob, selective_logprob
 from rewardsvc.policy_client.train.online.sequences import Sequences
 from rewardsvc.policy_client.train.online.shared_prefix import completion_outputs
 
@@ -89,26 +90,52 @@ def logprobs_from_hidden(
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of tokens from the hidden states that predict them.
 
-    The one place where a fused kernel belongs, that never holds the [M, V] logits.
+    Never holds the [M, V] logits, forward or backward, unless the head is more than its weight.
 
     Returns:
         `(logprobs_M, entropy_M)`, float32, in nats.
     """
-    return logprobs_from_logits(head(states_MH), tokens_M, temperature, entropy_gradient)
+    if not _is_its_weight(head):
+        return logprobs_from_logits(head(states_MH), tokens_M, temperature, entropy_gradient)
+    weight_VH: Tensor = head.weight
+    bias_V: Tensor | None = head.bias
+    kind = states_MH.device.type
+    if torch.is_autocast_enabled(kind):
+        # What the head's own product would be cast to.
+        dtype = torch.get_autocast_dtype(kind)
+        states_MH, weight_VH = states_MH.to(dtype), weight_VH.to(dtype)
+        bias_V = None if bias_V is None else bias_V.to(dtype)
+    stats = linear_logprob(
+        states_MH, weight_VH, tokens_M, bias=bias_V, temperature=temperature, entropy=True
+    )
+    return _with_entropy(stats, entropy_gradient)
 
 
 def logprobs_from_logits(
     logits_MV: Tensor, tokens_M: Tensor, temperature: float, entropy_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies of tokens from raw logits.
+    """Log-probs and entropies of tokens from raw logits, which are read once and not copied.
 
     Returns:
         `(logprobs_M, entropy_M)`, float32, in nats.
     """
-    logprobs_MV = (logits_MV.float() / temperature).log_softmax(-1)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_gradient):
-        entropy_M = -(logprobs_MV.exp() * logprobs_MV).sum(-1)
-    return logprobs_MV.gather(1, tokens_M[:, None]).squeeze(1), entropy_M
+    stats = selective_logprob(logits_MV, tokens_M, temperature=temperature, entropy=True)
+    return _with_entropy(stats, entropy_gradient)
+
+
+def _with_entropy(stats: TokenStats, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+    assert stats.entropy is not None, "entropy was asked for"
+    entropy_M = stats.entropy if entropy_gradient else stats.entropy.detach()
+    return stats.logp, entropy_M
+
+
+def _is_its_weight(head: nn.Linear) -> bool:
+    """Whether calling the head is nothing but the product with its weight.
+
+    Quantised, adapted and sharded layers are subclasses, or gather their weight in hooks.
+    """
+    hooks = (head._forward_pre_hooks, head._forward_hooks, head._backward_hooks)
+    return type(head) is nn.Linear and not any(hooks) and type(head.weight) is nn.Parameter
 
 
 @torch.no_grad()
