@@ -79,7 +79,7 @@ class Run:
         self.rows[row.name] = found
         if self.path is not None:
             document = {**surroundings(), "gpu": _gpu(self.device), "quick": self.quick}
-            document["rows"] = list(self.rows.values())
+            document |= {"rows": list(self.rows.values()), "targets": judge(self.rows)}
             self.path.write_text(json.dumps(document, indent=2) + "\n")
 
     def resume(self) -> None:
@@ -120,6 +120,64 @@ class Run:
         work()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a row should reach.
+
+    Attributes:
+        row: Its name.
+        bound: At least this part of its roofline's rate.
+        below: Of another row; then the time should be at most `bound` of that row's.
+    """
+
+    row: str
+    bound: float
+    below: str = ""
+
+
+LINEAR = "8192x4096x151936"
+TARGETS = (
+    Target(row="selective 8192x151936", bound=0.90),
+    Target(row="selective backward 8192x151936", bound=0.88),
+    Target(row=f"linear {LINEAR} workspace 512 MiB", bound=0.88),
+    Target(row=f"linear {LINEAR} workspace 0 MiB", bound=0.72),
+    Target(
+        row=f"linear forward and backward {LINEAR}", bound=1.45, below=f"three products {LINEAR}"
+    ),
+    Target(
+        row=f"linear forward and backward {LINEAR}",
+        bound=0.35,
+        below=f"liger forward and backward {LINEAR}",
+    ),
+    Target(row="gae 16384x4096", bound=0.75),
+)
+
+
+def judge(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each target, what was measured, and whether that meets it; None where it was not measured."""
+    found = []
+    for target in TARGETS:
+        row, other = rows.get(target.row, {}), rows.get(target.below, {})
+        value = row.get("of_roofline")
+        if target.below:
+            both = "median_ms" in row and "median_ms" in other
+            value = row["median_ms"] / other["median_ms"] if both else None
+        met = None
+        if value is not None:
+            met = value <= target.bound if target.below else value >= target.bound
+        what = f"time over that of {target.below}, at most" if target.below else "of roofline"
+        found.append(
+            {
+                "row": target.row,
+                "what": what,
+                "bound": target.bound,
+                "value": value,
+                "met": met,
+            }
+        )
+    return found
 
 
 def _gpu(device: str) -> str:
@@ -258,6 +316,10 @@ def _losses(ids: Tensor) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         "linear": lambda hidden, weight: linear_logprob(hidden, weight, ids).logp,
         "plain torch": plain,
     }
+    if hasattr(torch.nn.functional, "linear_cross_entropy"):
+        found["torch linear_cross_entropy"] = partial(_torch_loss, ids, None)
+        options = torch.nn.LinearCrossEntropyOptions()
+        found["torch linear_cross_entropy, chunks"] = partial(_torch_loss, ids, options)
     try:
         from liger_kernel.ops.fused_linear_cross_entropy import (
             LigerFusedLinearCrossEntropyFunction,
@@ -281,6 +343,11 @@ def _losses(ids: Tensor) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     except ImportError:
         pass
     return found
+
+
+def _torch_loss(ids: Tensor, options: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+    loss = torch.nn.functional.linear_cross_entropy
+    return -loss(hidden, weight, ids, reduction="none", options=options)
 
 
 def gae_rows(device: str, quick: bool) -> Iterator[Row]:
@@ -312,7 +379,19 @@ def show(rows: list[dict[str, Any]]) -> None:
             "" if ratio is None else f"{ratio:.2f}",
             "" if peak is None else f"{peak:.0f}",
         )
-    Console(width=140).print(table)
+    verdicts = Table("target", "what", "bound", "measured", "")
+    for target in judge({found["name"]: found for found in rows}):
+        value, met = target["value"], target["met"]
+        verdicts.add_row(
+            target["row"],
+            target["what"],
+            f"{target['bound']:.2f}",
+            "" if value is None else f"{value:.2f}",
+            "not measured" if met is None else "met" if met else "not met",
+        )
+    console = Console(width=140)
+    console.print(table)
+    console.print(verdicts)
 
 
 def main() -> None:

@@ -14,7 +14,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("rewardsvc", "torch", "transformers", "triton", "grpcio", "protobuf", "numpy")
+PACKAGES = (
+    "rewardsvc",
+    "torch",
+    "transformers",
+    "triton",
+    "grpcio",
+    "protobuf",
+    "numpy",
+    "liger-kernel",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
