@@ -65,3 +65,19 @@ class PaddedShape:
                 low = probe + 1
             probe = (low + high) // 2
         return low
+
+
+class AloneShape:
+    """One sequence a batch."""
+
+    def cost(self, item: Encoded) -> int:
+        """The item's length."""
+        return len(item)
+
+    def num_computed_tokens(self, batch: Sequence[Encoded]) -> int:
+        """The tokens of all."""
+        return sum(map(len, batch))
+
+    def select(self, window: Sequence[Encoded], budget: int) -> list[int]:
+        """The most urgent one."""
+        return [0]

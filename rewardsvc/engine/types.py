@@ -6,7 +6,7 @@ Shape letters: T tokens of a sequence, K positions of interest in it, C numbers 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -37,12 +37,20 @@ class Encoded:
         positions: int32 [K], ascending, where the head is to be read; may be empty.
         token_type_ids: int32 [T] for encoders that tell text pairs apart, else None.
         query: Set if log-probs are wanted: of `token_ids[p + 1]` at each position p.
+        order_key: Sorts like the token ids, so that sequences with a common prefix are neighbours.
+            Made here, on a tokenizer's thread, because comparing bytes is all that the event loop
+            has time for.
     """
 
     token_ids: NDArray[np.int32]
     positions: NDArray[np.int32]
     token_type_ids: NDArray[np.int32] | None = None
     query: LogprobQuery | None = None
+    order_key: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Big-endian: then the order of the bytes is that of the numbers, which are not negative.
+        object.__setattr__(self, "order_key", self.token_ids.astype(">u4").tobytes())
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -1,0 +1,1 @@
+"""Padding-free batches: sequences one behind another, each shared prefix computed once."""
