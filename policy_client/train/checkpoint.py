@@ -13,7 +13,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,31 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return None
 
 
+def checkpoint_before(
+    directory: Path, step: int, usable: Callable[[Mapping[str, Any]], bool]
+) -> Path | None:
+    """The whole checkpoint with the most steps, but fewer than `step`; None if there is none.
+
+    Args:
+        directory: The run's folder.
+        step: The first step that is too late.
+        usable: Whether a checkpoint with this `state` will do.
+    """
+    for path in reversed(_checkpoints(directory)):
+        if _steps_of(path) < step and _is_whole(path):
+            document = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+            if usable(document["state"]):
+                return path
+    return None
+
+
+def drop_checkpoints_after(directory: Path, step: int) -> None:
+    """Deletes checkpoints of later steps than `step`."""
+    for path in _checkpoints(directory):
+        if _steps_of(path) > step:
+            shutil.rmtree(path)
+
+
 def checkpoint_to_resume(output_dir: Path, resume: bool | Path) -> Path | None:
     """Where a run with this `resume` goes on; None if it starts from the beginning.
 
@@ -214,6 +239,12 @@ def _checkpoints(directory: Path) -> list[Path]:
         if path.is_dir() and (match := _FOLDER.fullmatch(path.name))
     ]
     return [path for _, path in sorted(found)]
+
+
+def _steps_of(path: Path) -> int:
+    match = _FOLDER.fullmatch(path.name)
+    assert match is not None  # `_checkpoints` gives no other
+    return int(match[1])
 
 
 def _is_whole(path: Path) -> bool:

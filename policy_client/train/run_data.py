@@ -14,6 +14,7 @@ METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
+ALARMS_FILE = "alarms.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,7 @@ class RunData:
         phases: Seconds by name of phase; NaN likewise.
         samples: In order of time.
         summary: Contents of `summary.json`; empty if there is none.
+        alarms: What the monitor had to say, in order of time; each has `step` and `text`.
     """
 
     directory: Path
@@ -77,6 +79,7 @@ class RunData:
     phases: Mapping[str, tuple[float, ...]]
     samples: tuple[SampleGroup, ...]
     summary: Mapping[str, Any]
+    alarms: tuple[Mapping[str, Any], ...] = ()
 
 
 def read_run(directory: Path) -> RunData:
@@ -109,6 +112,7 @@ def read_run(directory: Path) -> RunData:
         phases=_columns(ordered, "phases"),
         samples=tuple(groups[key] for key in sorted(groups)),
         summary=_read_object(directory / SUMMARY_FILE),
+        alarms=tuple(read_lines(directory / ALARMS_FILE)),
     )
 
 

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rewardsvc.policy_client.train.run_data import (
+    ALARMS_FILE,
     METRICS_FILE,
     RUN_FILE,
     SAMPLES_FILE,
@@ -83,7 +84,7 @@ class RunLog:
         self._logging_steps = max(1, int(config.get("logging_steps", 1) or 1))
         self._use_tensorboard = tensorboard
         self._writer: Any = None
-        for name in (METRICS_FILE, SAMPLES_FILE):
+        for name in (METRICS_FILE, SAMPLES_FILE, ALARMS_FILE):
             _end_last_line(self._directory / name)
         self._last_step = -1
         self._elapsed_before = 0.0
@@ -157,7 +158,7 @@ class RunLog:
 
         Call it after loading a checkpoint of `step`. A last line that a kill tore is dropped too.
         """
-        for name in (METRICS_FILE, SAMPLES_FILE):
+        for name in (METRICS_FILE, SAMPLES_FILE, ALARMS_FILE):
             path = self._directory / name
             if path.exists():
                 kept = [line for line in read_lines(path) if line["step"] <= step]

@@ -1,8 +1,12 @@
-"""The rules that every run starts with. Thresholds are loose: an alarm should be worth reading."""
+"""The rules that every run starts with.
+
+Thresholds are loose: an alarm should be worth reading. All of them warn; what else an alarm should
+do is for the configuration to say (`monitor: {rules: {proxy_gap: {action: stop}}}`).
+"""
 
 from __future__ import annotations
 
-from rewardsvc.policy_client.train.monitor.rules import Action, Rule, Versus
+from rewardsvc.policy_client.train.monitor.rules import Rule, Versus
 
 PROXY_GAP = "watch/proxy_gap"
 BIMODALITY = "watch/reward_bimodality"
@@ -14,7 +18,6 @@ RULES: tuple[Rule, ...] = (
         above=4.0,
         clear=1.0,
         patience=3,
-        action=Action.STOP,
         meaning="The reward rises while the held-out truth falls: the policy exploits the reward.",
         advice="Go back to the checkpoint before it, raise kl_coef, or mend the reward.",
     ),
@@ -139,9 +142,8 @@ RULES: tuple[Rule, ...] = (
         metric="kl",
         above=1.0,
         clear=0.5,
-        action=Action.RAISE_KL,
         meaning="Token by token the policy is far from the reference.",
-        advice="The KL coefficient is raised; lower learning_rate if it comes again.",
+        advice="Raise kl_coef, or lower learning_rate.",
     ),
     Rule(
         name="disagreement",

@@ -83,6 +83,16 @@ class Watch:
         self.alarms: list[Alarm] = []
 
     @property
+    def num_roll_backs(self) -> int:
+        """How often the run has gone back."""
+        return self._num_roll_backs
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to look for."""
+        return self._config.enabled
+
+    @property
     def tripped(self) -> tuple[str, ...]:
         """Names of the rules that are out of bounds now."""
         return tuple(state.rule.name for state in self._rules if state.tripped)
@@ -154,16 +164,22 @@ class Watch:
 
     def _numbers(self, seen: Observation) -> dict[str, float]:
         config = self._config
-        numbers: dict[str, float] = {}
-        if seen.texts:
-            numbers |= text_stats(seen.texts, seen.tokens, seen.prompts).metrics()
-        if len(set(seen.rewards)) > GRADED * len(seen.rewards):
-            numbers[BIMODALITY] = bimodality(seen.rewards)
+        numbers = describe(seen)
         gap = self._gap.update(seen.metrics.get(config.proxy), seen.metrics.get(config.truth))
         numbers[PROXY_GAP] = gap
         if config.disagreement is not None and config.disagreement in seen.metrics:
             numbers[DISAGREEMENT] = seen.metrics[config.disagreement]
         return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def describe(seen: Observation) -> dict[str, float]:
+    """What one step alone tells: statistics of its texts, and how its rewards are distributed."""
+    numbers: dict[str, float] = {}
+    if seen.texts:
+        numbers |= text_stats(seen.texts, seen.tokens, seen.prompts).metrics()
+    if len(set(seen.rewards)) > GRADED * len(seen.rewards):
+        numbers[BIMODALITY] = bimodality(seen.rewards)
+    return numbers
 
 
 def _changed(rule: Rule, change: RuleOverride) -> Rule:

@@ -15,6 +15,7 @@ from rewardsvc.policy_client.algorithms.masking import Whitening
 from rewardsvc.policy_client.algorithms.policy_loss import RatioLevel
 from rewardsvc.policy_client.algorithms.spec import AdvantageEstimator, AlgorithmSpec, KlPlace
 from rewardsvc.policy_client.train.config_base import TrainConfigBase
+from rewardsvc.policy_client.train.monitor.config import MonitorConfig
 from rewardsvc.policy_client.train.online.objectives_config import ObjectivesConfig
 
 
@@ -268,6 +269,10 @@ class OnlineConfig(TrainConfigBase):
         "when a step is whole, or the run is told to stop.",
     )
 
+    monitor: MonitorConfig = Field(
+        default_factory=MonitorConfig,
+        description="Rules that watch for reward hacking and collapse, and what they do.",
+    )
     max_missing_reward_share: float = Field(
         default=0.5, ge=0, le=1, description="Stop if more completions than this have no reward."
     )

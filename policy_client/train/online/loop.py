@@ -29,6 +29,8 @@ from rewardsvc.policy_client.algorithms.kl import KlEstimator, kl_estimate
 from rewardsvc.policy_client.algorithms.masking import masked_sum
 from rewardsvc.policy_client.algorithms.spec import AlgorithmSpec, KlAnchor
 from rewardsvc.policy_client.train.models import save_pretrained
+from rewardsvc.policy_client.train.monitor.rules import Action
+from rewardsvc.policy_client.train.monitor.watch import Judgement, PolicyCollapsedError
 from rewardsvc.policy_client.train.online.build import Given, Parts, build_parts, eos_ids
 from rewardsvc.policy_client.train.online.clock import PhaseClock
 from rewardsvc.policy_client.train.online.collector import (
@@ -40,6 +42,7 @@ from rewardsvc.policy_client.train.online.config import OnlineConfig
 from rewardsvc.policy_client.train.online.decode import TransformersRollout
 from rewardsvc.policy_client.train.online.evaluate import Evaluator
 from rewardsvc.policy_client.train.online.experience import Experience
+from rewardsvc.policy_client.train.online.minder import Minder
 from rewardsvc.policy_client.train.online.outage import OutageError, Patience
 from rewardsvc.policy_client.train.online.preempt import PreemptedError, StopFlag
 from rewardsvc.policy_client.train.online.reference import ReferencePolicy
@@ -58,6 +61,9 @@ from rewardsvc.policy_client.train.online.update import (
 from rewardsvc.policy_client.train.run_log import RunLog
 
 FINAL_FOLDER = "final"
+
+_RESEED_STRIDE = 1_000_003
+"""A prime: the seeds of roll-backs and of other runs do not meet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +115,7 @@ def run_online(
         MissingRewardsError: If too many completions had no reward.
         MalformedRewardsError: If a reward source gave another number of rewards than completions.
         FloatingPointError: If too many gradients in a row were not finite.
+        PolicyCollapsedError: If a rule of the monitor says to stop; a checkpoint has been saved.
         PreemptedError: If the process was sent SIGTERM; a checkpoint has been saved.
     """
     spec = resolve(algorithm, config)
@@ -193,6 +200,12 @@ class _Loop:
         )
         self._state.attach(self._updater, learner.ptx)
         self._saver = Saver(algorithm, config, self._parts, self._state)
+        self._minder = Minder(
+            self._state.monitor,
+            self._parts.tokenizer,
+            config.output_dir,
+            can_raise_kl=self._parts.reference is not None,
+        )
         self._in_hand: InHand | None = None
 
     def run(self) -> OnlineResult:
@@ -214,9 +227,19 @@ class _Loop:
             if first == 0 and parts.held_out and self._in_hand is None:
                 before = self._evaluate(0, "before", log)
                 log.step(0, before, self._clock.take())
-            for step in range(first + 1, config.max_steps + 1):
+            step = first
+            while step < config.max_steps:
+                step += 1
                 metrics = self._whole_step(step)
                 last = step == config.max_steps
+                judgement = self._minder.mind(step, metrics)
+                metrics.update(judgement.metrics)
+                if judgement.action in (Action.ROLL_BACK, Action.STOP):
+                    log.step(step, metrics, self._clock.take())
+                    step = self._go_back(step, judgement, log)
+                    continue
+                if judgement.action is Action.RAISE_KL:
+                    self._state.kl_coef = self._state.monitor.raised_kl(self._state.kl_coef)
                 try:
                     if parts.held_out and (last or step % config.eval_steps == 0):
                         after = self._evaluate(step, "after" if last else "eval", log)
@@ -240,6 +263,32 @@ class _Loop:
             eval_before=before,
             eval_after=after,
         )
+
+    def _go_back(self, step: int, judgement: Judgement, log: RunLog) -> int:
+        """Back to a checkpoint from before the trouble, on another course and with more KL.
+
+        Returns:
+            The step that the run is at then.
+
+        Raises:
+            PolicyCollapsedError: If the rule says to stop, or there is no such checkpoint.
+        """
+        alarm, state = judgement.alarm, self._state
+        assert alarm is not None  # it asked for the action
+        back = None
+        if judgement.action is Action.ROLL_BACK:
+            back = self._saver.go_back(alarm.since)
+        if back is None:
+            self._saver.save(step, self._saver.document())
+            raise PolicyCollapsedError(f"stopped at step {step}. {alarm.text}")
+        state.monitor.rolled_back()
+        state.reseed(self._config.seed + _RESEED_STRIDE * state.monitor.num_roll_backs)
+        if self._parts.reference is not None:
+            state.kl_coef = state.monitor.raised_kl(state.kl_coef)
+        self._saver.save(back, self._saver.document())
+        log.rewind(back)
+        self._minder.note(judgement)
+        return back
 
     def _whole_step(self, step: int) -> dict[str, float]:
         """One step; if it cannot be finished, saves the state before it and raises the error."""
@@ -274,7 +323,11 @@ class _Loop:
             baseline=state.baseline,
         )
         state.watch.record(found.num_missing, found.num_completions)
-        metrics = {**found.metrics, "rewards/outage_s": self._patience.take_waited_s()}
+        metrics = {
+            **found.metrics,
+            **self._minder.describe(found.experience.sequences, found.rewards),
+            "rewards/outage_s": self._patience.take_waited_s(),
+        }
         if state.baseline is not None:
             metrics["baseline"] = state.baseline
         state.move_baseline(found.rewards)

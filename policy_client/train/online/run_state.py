@@ -14,6 +14,7 @@ from rewardsvc.policy_client.algorithms.advantages import moving_baseline
 from rewardsvc.policy_client.algorithms.kl_control import DoublingRule, KlController, KlRule
 from rewardsvc.policy_client.algorithms.spec import AdvantageEstimator, AlgorithmSpec
 from rewardsvc.policy_client.train.data import Example, PromptSampler
+from rewardsvc.policy_client.train.monitor.watch import Watch
 from rewardsvc.policy_client.train.online.config import OnlineConfig
 from rewardsvc.policy_client.train.online.objectives import Objectives
 from rewardsvc.policy_client.train.online.ptx import PtxMix
@@ -28,6 +29,7 @@ class RunState:
         generators: Random generators by name: "rollout" on the policy's device, "shuffle" on the
             CPU.
         watch: Of missing rewards.
+        monitor: Of hacking and collapse.
         objectives: None where the reward's own value is taken.
         kl_coef: The KL penalty's present weight.
         baseline: The moving baseline; None before the first batch and for other estimators.
@@ -59,6 +61,7 @@ class RunState:
         self.objectives = None
         if config.objectives is not None:
             self.objectives = Objectives(config.objectives, num_generations=spec.num_generations)
+        self.monitor = Watch(config.monitor)
         self.kl_coef = spec.kl_coef
         self.baseline: float | None = None
         self.num_tokens = 0
@@ -98,11 +101,17 @@ class RunState:
         if self._spec.advantage is AdvantageEstimator.MOVING_BASELINE:
             self.baseline = moving_baseline(self.baseline, rewards, decay=self._spec.baseline_decay)
 
+    def reseed(self, seed: int) -> None:
+        """Another course from here on, as after a roll-back."""
+        for generator in self.generators.values():
+            generator.manual_seed(seed)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything but the generators, which checkpoints know about; JSON values."""
         return {
             "prompts": self._prompts.state_dict(),
             "missing": self.watch.state_dict(),
+            "monitor": self.monitor.state_dict(),
             "objectives": None if self.objectives is None else self.objectives.state_dict(),
             "ptx": None if self._ptx is None else self._ptx.state_dict(),
             "kl_coef": self.kl_coef,
@@ -129,6 +138,8 @@ class RunState:
                 mine.load_state_dict(theirs)
         self._prompts.load_state_dict(state["prompts"])
         self.watch.load_state_dict(state["missing"])
+        if "monitor" in state:
+            self.monitor.load_state_dict(state["monitor"])
         self.kl_coef = float(state["kl_coef"])
         baseline = state.get("baseline")
         self.baseline = None if baseline is None else float(baseline)

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from rewardsvc.policy_client.train.checkpoint import (
+    checkpoint_before,
     checkpoint_to_resume,
+    drop_checkpoints_after,
     load_checkpoint,
     save_checkpoint,
 )
@@ -108,6 +110,26 @@ class Saver:
         self._state.load_state_dict(state)
         saved = state.get("in_hand")
         return loaded.step, None if saved is None else self._in_hand(saved, loaded.tensors)
+
+    def go_back(self, before: int) -> int | None:
+        """Loads the newest whole step before `before`, and deletes what was saved after it.
+
+        A checkpoint of the middle of a step has weights that are past its number, and will not do.
+
+        Returns:
+            That step; None if there is no such checkpoint, and nothing has changed.
+        """
+        path = checkpoint_before(
+            self._config.output_dir, before, lambda state: state.get("in_hand") is None
+        )
+        if path is None:
+            return None
+        loaded = load_checkpoint(path, **self._objects())
+        self._state.load_state_dict(loaded.state)
+        drop_checkpoints_after(self._config.output_dir, loaded.step)
+        for module in self._parts.modules.values():
+            module.zero_grad(set_to_none=True)
+        return loaded.step
 
     def _in_hand(self, saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> InHand:
         kept = {

@@ -38,7 +38,7 @@ class Finding:
 
 def find(run: RunData) -> list[Finding]:
     """What is worth saying about `run`, warnings first."""
-    warnings: list[str] = []
+    warnings = [f"Step {alarm['step']}: {alarm.get('text', '')}" for alarm in run.alarms]
     notes: list[str] = []
     last = run.steps[-1] if run.steps else 0
     if not run.steps:

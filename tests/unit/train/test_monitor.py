@@ -170,14 +170,18 @@ def test_proxy_gap_stops_and_the_gravest_action_wins() -> None:
     def both(progress: float, seen: Observation) -> dict[str, Any]:
         return proxy_with_a_hole(progress, seen) | runaway(progress, seen)
 
-    _, judgements = run(changed(both))
+    actions_of = {"proxy_gap": {"action": "stop"}, "kl_runaway": {"action": "raise_kl"}}
+    _, judgements = run(changed(both), rules=actions_of)
     actions = [judgement.action for judgement in judgements if judgement.action is not None]
     assert Action.RAISE_KL in actions
     assert Action.STOP in actions
 
 
 def test_used_up_actions_turn_into_others() -> None:
-    _, judgements = run(changed(runaway), max_kl_raises=0)
+    raising = {"kl_runaway": {"action": "raise_kl"}}
+    _, judgements = run(changed(runaway), rules=raising)
+    assert [found.action for found in judgements if found.action] == [Action.RAISE_KL]
+    _, judgements = run(changed(runaway), rules=raising, max_kl_raises=0)
     assert [found.action for found in judgements if found.action] == [Action.WARN]
     back = {"rules": {"kl_runaway": {"action": "roll_back"}}}
     _, judgements = run(changed(runaway), **back)
