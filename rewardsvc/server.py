@@ -229,7 +229,7 @@ class Server:
 
 
 def _api_keys(settings: ServerSettings) -> ApiKeys:
-    client_keys = {}
+    client_keys: dict[str, str] = {}
     for client, variable in settings.client_keys.items():
         key = settings.secret(variable, f"server.client_keys.{client}")
         assert key is not None

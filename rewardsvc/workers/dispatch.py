@@ -57,7 +57,8 @@ def divide(
     if len(workers) == 1:
         return [Part(workers[0], [*range(len(items))], sum(map(_cost, items)))]
     groups: dict[Hashable, list[int]] = {}
-    for index, item in enumerate(items):
+    every: Sequence[Sample | TokenSequence] = items
+    for index, item in enumerate(every):
         groups.setdefault(_prompt(item), []).append(index)
     costs = [_cost(item) for item in items]
     parts = {worker: Part(worker) for worker in workers}

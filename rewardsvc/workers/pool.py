@@ -175,7 +175,9 @@ class MergedRegistry(CollectorRegistry):
                 # The same families are here; what is not are parts of some of them (`_created`),
                 # which this text format writes as families of their own.
                 known = families.get(metric.name)
-                for sample in metric.samples if known is not None else ():
+                if known is None:
+                    continue
+                for sample in metric.samples:
                     labels = {
                         key: self._pool.real_name(value) if key in SCORER_LABELS else value
                         for key, value in sample.labels.items()
