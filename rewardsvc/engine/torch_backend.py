@@ -114,7 +114,8 @@ class ModuleHead:
     def __call__(self, hidden_ND: Tensor, batch: TensorBatch) -> Tensor:
         """See `Head`."""
         module = self._module
-        if type(module) is torch.nn.Linear:
+        # An exported graph is float32 and promises nothing of bits, and cannot have blocks.
+        if type(module) is torch.nn.Linear and not torch.compiler.is_exporting():
             return row_head(hidden_ND, module.weight, module.bias)
         return module(hidden_ND)
 

@@ -1,0 +1,1 @@
+"""ONNX Runtime: exported reward models, and the backend that serves them."""
