@@ -1,0 +1,1 @@
+"""`rewardsvc bench`: load from processes of their own, and what the server made of it."""
