@@ -19,6 +19,7 @@ _START = """
 import sys
 sys.path.insert(0, {root!r})
 from importlib import import_module
+import_module("rewardsvc.verifiers.sandbox.atfork")
 main = import_module("rewardsvc.verifiers.sandbox.{module}").main
 sys.path.remove({root!r})
 main(*sys.argv[1:])
@@ -39,6 +40,11 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
 }
 """All that a jailed process finds in its environment."""
+
+
+# The dynamic loader binds functions at their first call; each child would bind the same ones anew.
+START_ENVIRONMENT = {**ENVIRONMENT, "LD_BIND_NOW": "1"}
+"""Environment of a slot's first process, which takes the addition away before programs see it."""
 
 
 def command(module: str, *args: str) -> list[str]:

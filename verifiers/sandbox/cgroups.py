@@ -1,7 +1,7 @@
 """Memory and pids cgroups, of version 1 or 2, where this process may make them.
 
-A slot owns one group in each hierarchy, made once and used run after run: a child attaches itself
-by writing "0" to a descriptor that was opened before privileges were dropped. The names carry the
+A slot owns one group in each hierarchy, made once and used run after run: the supervisor attaches
+each child by a descriptor that was opened before privileges were dropped. The names carry the
 pid of the owner, so that groups of an owner that was killed are recognised and swept away.
 """
 
@@ -67,7 +67,7 @@ class Cgroup:
     Attributes:
         version: 1 or 2.
         folders: The groups' folders.
-        attach_fds: Writing "0" to each puts the writer into the group.
+        attach_fds: Writing a process id to each puts that process into the group.
         limit_fd, swap_fd, peak_fd, oom_fd, pids_fd: Control files; -1 where the kernel lacks one.
     """
 
@@ -80,10 +80,14 @@ class Cgroup:
     oom_fd: int = -1
     pids_fd: int = -1
 
-    def attach_self(self) -> None:
-        """Puts the calling process into the groups."""
+    def attach(self, pid: int) -> None:
+        """Puts a process, and those that it will start, into the groups.
+
+        Raises:
+            OSError: If it is gone, or the kernel refuses.
+        """
         for fd in self.attach_fds:
-            os.write(fd, b"0")
+            os.write(fd, b"%d" % pid)
 
     def set_limits(self, memory_bytes: int, num_processes: int) -> None:
         """Sets what the group as a whole may use."""

@@ -7,6 +7,7 @@ expected value, no other run's data, and no descriptor but those of its own outp
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import builtins
 import json
@@ -34,21 +35,25 @@ only make its own failure another failure."""
 _MAIN_FILE = "main.py"
 _MAX_MESSAGE_CHARS = 2000
 _EXIT_FLUSH_FAILED = 120
+NUM_REHEARSALS = 24
+"""More often than the interpreter runs code before it specialises it."""
+_REHEARSAL = "import sys\nfor line in sys.stdin:\n    print(int(line))\nprint(0)\n"
 
 
-def run(mode: str, sources: dict[str, str], settings: dict[str, Any], note_fd: int) -> NoReturn:
+def run(order: dict[str, Any], sources: dict[str, str], note_fd: int) -> NoReturn:
     """Runs one order and ends the process.
 
     Args:
-        mode: "script", "calls", "serve" or "judge".
+        order: Its "mode" is "script", "calls", "serve" or "judge", "settings" are the mode's, and
+            "piped" says whether stdin or stdout is no memory file.
         sources: The code under "code", and whatever else the mode takes.
-        settings: Of the mode.
         note_fd: Where to say that memory ran out.
     """
-    _open_standard_streams()
-    runner = _MODES[mode]
+    if order["piped"]:
+        _open_standard_streams()  # those made in advance take their files for seekable
+    runner = _MODES[order["mode"]]
     try:
-        exit_code = runner(sources, settings)
+        exit_code = runner(sources, order["settings"])
     except SystemExit as error:
         exit_code = _exit_code(error)
     except BaseException as error:
@@ -60,6 +65,35 @@ def run(mode: str, sources: dict[str, str], settings: dict[str, Any], note_fd: i
         _print_traceback(error)
         exit_code = 1
     _leave(exit_code)
+
+
+def rehearse() -> None:
+    """Runs a small program in this process, from which the processes of runs will be forked.
+
+    At its first executions the interpreter notes things down: types of operands beside the
+    instructions, places of methods, free blocks. What is noted here is not noted by each run anew,
+    in memory that it would have to copy first. Nothing of the program stays behind.
+    """
+    main, argv = sys.modules["__main__"], sys.argv
+    for _ in range(NUM_REHEARSALS):
+        _memory_streams(b"1\n2\n")
+        _script({"code": _REHEARSAL}, {})
+        _flush(0)
+    sys.modules["__main__"], sys.argv = main, argv
+    linecache.cache.clear()
+    _memory_streams(b"")
+
+
+def _memory_streams(stdin: bytes) -> None:
+    """Streams on memory files, as those of runs are: with other files behind the descriptors a run
+    uses them as they are."""
+    for target, content in ((0, stdin), (1, b"")):
+        fd = os.memfd_create("stream", os.MFD_CLOEXEC)
+        os.write(fd, content)
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.dup2(fd, target)
+        os.close(fd)
+    _open_standard_streams()
 
 
 def _open_standard_streams() -> None:
@@ -99,16 +133,22 @@ def _print_traceback(error: BaseException) -> None:
 def _leave(exit_code: int) -> NoReturn:
     """Ends the process as the interpreter does: threads, exit functions, buffers."""
     try:
-        threading._shutdown()  # type: ignore[attr-defined]
+        if _thread._count() or threading._threading_atexits:  # type: ignore[attr-defined]
+            threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     except BaseException as error:
         _print_traceback(error)
+    os._exit(_flush(exit_code))
+
+
+def _flush(exit_code: int) -> int:
+    """Flushes the streams; returns `exit_code`, or if that is 0 whether it failed."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except BaseException:
             exit_code = exit_code or _EXIT_FLUSH_FAILED
-    os._exit(exit_code)
+    return exit_code
 
 
 class CompileError(Exception):

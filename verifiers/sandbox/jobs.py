@@ -59,6 +59,7 @@ class Job:
             "mode": self.mode,
             "settings": dict(self.settings),
             "fetch": list(self.fetch),
+            "piped": self.stdin_fd >= 0 or self.stdout_fd >= 0,
             "limits": {
                 "cpu_ms": limits.cpu_ms,
                 "wall_ms": limits.elapsed_ms,

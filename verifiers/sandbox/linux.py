@@ -7,6 +7,7 @@ step the kernel refused.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import struct
 import time
@@ -41,6 +42,8 @@ _SECCOMP_MODE_FILTER = 2
 _SECUREBITS_ALL = 0x03 | 0x0C | 0xC0
 _LAST_CAPABILITY = 63
 _CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITY_HEADER = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+_NO_CAPABILITIES = bytes(6 * 4)
 
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _LANDLOCK_RULE_PATH_BENEATH = 1
@@ -48,6 +51,12 @@ _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x02, 0x04, 0x0
 _RESOLVE_NO_XDEV = 0x01
 
 _libc = ctypes.CDLL(None, use_errno=True)
+# For calls between one fork and the next, where each object that is touched is a page to copy:
+# bound once, without a record of errno, and without C types about the numbers. ctypes makes a C int
+# of each, which on the processors that the filter knows fills its register.
+_lean = ctypes.PyDLL(None)
+_unshare, _setns, _capset = _lean.unshare, _lean.setns, _lean.capset
+_raw_prctl, _raw_syscall, _wait4 = _lean.prctl, _lean.syscall, _lean.wait4
 
 
 def _check(result: int, name: str) -> int:
@@ -64,12 +73,14 @@ def _syscall(name: str, *args: object) -> int:
 
 def unshare(flags: int) -> None:
     """Leaves the namespaces in `flags` for new ones; a pid namespace begins with the next fork."""
-    _check(_libc.unshare(ctypes.c_int(flags)), f"unshare({flags:#x})")
+    if _unshare(flags) < 0:  # once more, with errno
+        _check(_libc.unshare(flags), f"unshare({flags:#x})")
 
 
 def setns(fd: int, kind: int) -> None:
     """Enters the namespace (or, for a pidfd, the process's namespace) of type `kind`."""
-    _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)), "setns")
+    if _setns(fd, kind) < 0:
+        _check(_libc.setns(fd, kind), "setns")
 
 
 def mount(source: str, target: str, kind: str, flags: int, *, data: str = "") -> None:
@@ -114,12 +125,12 @@ def pivot_root(new_root: str) -> None:
 
 def prctl(option: int, value: int = 0) -> None:
     """prctl(2) with one argument."""
-    _prctl(option, value, f"prctl({option})")
+    if _raw_prctl(option, value, 0, 0, 0) < 0:
+        _prctl(option, value, f"prctl({option})")
 
 
 def _prctl(option: int, value: int, name: str) -> None:
-    zero = ctypes.c_ulong(0)
-    _check(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), zero, zero, zero), name)
+    _check(_libc.prctl(option, value, 0, 0, 0), name)
 
 
 def set_no_new_privs() -> None:
@@ -142,8 +153,24 @@ def empty_bounding_set() -> None:
 
 def drop_capabilities() -> None:
     """Gives up every capability, for good; ambient ones go with the others."""
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    _check(_libc.capset(header, struct.pack("=6I", *[0] * 6)), "capset")
+    if _capset(_CAPABILITY_HEADER, _NO_CAPABILITIES) < 0:
+        _check(_libc.capset(_CAPABILITY_HEADER, _NO_CAPABILITIES), "capset")
+
+
+@functools.cache
+def prepare_seccomp(program: bytes) -> tuple[ctypes.Array[ctypes.c_char], ...]:
+    """A BPF program as the kernel wants it; a process that forks does this once for its children.
+
+    Args:
+        program: Instructions of eight bytes.
+
+    Returns:
+        A `struct sock_fprog`, and the code that it points to.
+    """
+    code = ctypes.create_string_buffer(program, len(program))
+    address = ctypes.addressof(code)
+    head = struct.pack("@HP", len(program) // 8, address)
+    return ctypes.create_string_buffer(head, len(head)), code
 
 
 def install_seccomp(program: bytes) -> None:
@@ -152,17 +179,9 @@ def install_seccomp(program: bytes) -> None:
     Args:
         program: Instructions of eight bytes.
     """
-    code = ctypes.create_string_buffer(program, len(program))
-    address = ctypes.addressof(code)
-    fprog = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, address))
-    result = _libc.prctl(
-        ctypes.c_int(_PR_SET_SECCOMP),
-        ctypes.c_ulong(_SECCOMP_MODE_FILTER),
-        ctypes.byref(fprog),
-        ctypes.c_ulong(0),
-        ctypes.c_ulong(0),
-    )
-    _check(result, "seccomp")
+    fprog, _ = prepare_seccomp(program)
+    if _raw_prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, fprog, 0, 0) < 0:
+        _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, fprog, 0, 0), "seccomp")
 
 
 def landlock_abi() -> int:
@@ -204,7 +223,9 @@ def landlock_allow(ruleset: int, path: str, rights: int) -> None:
 
 def landlock_restrict(ruleset: int) -> None:
     """Holds this process and its children to the ruleset; needs `set_no_new_privs` first."""
-    _syscall("landlock_restrict_self", ctypes.c_int(ruleset), ctypes.c_uint(0))
+    number = syscall_numbers()["landlock_restrict_self"]
+    if _raw_syscall(number, ruleset, 0) < 0:
+        _check(_libc.syscall(number, ruleset, 0), "landlock_restrict_self")
 
 
 def open_beneath(folder: int, path: str) -> int:

@@ -142,7 +142,7 @@ def hide_proc() -> None:
 
 
 def mount_work_dir(size_bytes: int, num_files: int, *, executable: bool, owner: int = -1) -> None:
-    """Gives this mount namespace a working folder of its own, and enters it.
+    """Gives this mount namespace a working folder of its own.
 
     Args:
         size_bytes: What fits into it.
@@ -156,4 +156,3 @@ def mount_work_dir(size_bytes: int, num_files: int, *, executable: bool, owner: 
     if owner >= 0:
         options += f",uid={owner},gid={owner}"
     linux.mount("tmpfs", WORK_DIR, "tmpfs", flags, data=options)
-    os.chdir(WORK_DIR)

@@ -81,7 +81,8 @@ class Sandbox:
         """Looks at what this machine grants; starts nothing yet.
 
         Args:
-            num_slots: How many programs run at a time; None for the number of cores, at least two.
+            num_slots: How many programs run at a time; None for one more than there are cores, so
+                that none is idle while an answer is handed over.
             isolation: What must stand before untrusted code runs: see `Isolation`.
             limits: Limits of runs that bring none.
             preload: Modules that Python programs find imported, beyond the usual. What they hold in
@@ -97,7 +98,7 @@ class Sandbox:
             ValueError: If an argument is out of range.
         """
         cores = os.cpu_count() or 1
-        self.num_slots = max(2, cores) if num_slots is None else num_slots
+        self.num_slots = cores + 1 if num_slots is None else num_slots
         if self.num_slots < 1:
             raise ValueError(f"num_slots is {num_slots}, must be above 0")
         self.limits = limits or Limits()

@@ -16,9 +16,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import functools
-import platform
+import os
 import struct
-import termios
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -37,6 +36,8 @@ _X32_BIT = 0x4000_0000
 
 # Namespace flags of clone: a fork that takes one of these is denied, an ordinary one is not.
 _CLONE_NEW = 0x7E02_0080
+# Of termios, which would be one more library to map in every process.
+_TCGETS, _FIOCLEX, _FIONCLEX, _FIONBIO, _FIONREAD = 0x5401, 0x5451, 0x5450, 0x5421, 0x541B
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA = 15, 16, 0x53564D41
 
 PYTHON_ALLOWED = frozenset(
@@ -137,7 +138,7 @@ def python_profile(control_fd: int, *, signals: bool = True) -> Profile:
         fcntl.F_SETLK,
         fcntl.F_SETLKW,
     )
-    ioctls = (termios.TCGETS, termios.FIOCLEX, termios.FIONCLEX, termios.FIONBIO, termios.FIONREAD)
+    ioctls = (_TCGETS, _FIOCLEX, _FIONCLEX, _FIONBIO, _FIONREAD)
     return Profile(
         rules={
             "clone": ArgumentRule(0, mask=True, require=CLONE_THREAD, forbid=_CLONE_NEW),
@@ -188,7 +189,7 @@ def compile_profile(profile: Profile, machine: str | None = None) -> bytes:
     Returns:
         Instructions of eight bytes each, as `seccomp` takes them.
     """
-    machine = machine or platform.machine()
+    machine = machine or os.uname().machine
     numbers = syscall_numbers(machine)
     denied: _Body = ((_RET, 0, 0, _ERRNO | errno.EPERM),)
     allowed: _Body = ((_RET, 0, 0, _ALLOW),)

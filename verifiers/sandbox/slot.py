@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rewardsvc.verifiers.sandbox import cgroups, wire
-from rewardsvc.verifiers.sandbox.boot import ENVIRONMENT, command
+from rewardsvc.verifiers.sandbox.boot import START_ENVIRONMENT, command
 from rewardsvc.verifiers.sandbox.layers import Layer
 from rewardsvc.verifiers.sandbox.types import Limits, SandboxError
 
@@ -92,7 +92,7 @@ class Slot:
         try:
             self._process = subprocess.Popen(
                 command("zygote", str(theirs.fileno()), settings.as_json(salt, self._scratch)),
-                env=ENVIRONMENT,
+                env=START_ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._diagnostics,

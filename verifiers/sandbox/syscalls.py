@@ -6,7 +6,7 @@ Source: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unis
 from __future__ import annotations
 
 import functools
-import platform
+import os
 
 _TABLE = """
 access 21 -, acct 163 89, add_key 248 217, adjtimex 159 171, alarm 37 -, arch_prctl 158 -,
@@ -78,7 +78,7 @@ def syscall_numbers(machine: str | None = None) -> dict[str, int]:
     Raises:
         ValueError: If there is no table for `machine`.
     """
-    machine = machine or platform.machine()
+    machine = machine or os.uname().machine
     column = ARCH_COLUMN.get(machine)
     if column is None:
         raise ValueError(f"machine is {machine!r}, known: {', '.join(ARCH_COLUMN)}")

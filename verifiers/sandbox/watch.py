@@ -12,11 +12,17 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeAlias
 
 from rewardsvc.verifiers.sandbox.linux import process_cpu_ns
+
+Usage: TypeAlias = tuple[int, float, float, int]
+"""Of a process that was waited for: wait status, user and system CPU time in seconds, largest
+resident set in KiB."""
 
 _MIN_POLL_MS = 2
 _REAP_POLL_MS = 50
@@ -52,6 +58,12 @@ class Watched:
     wall_ms: float
 
 
+def reap(pid: int) -> Usage:
+    """Waits for a child of this process."""
+    _, status, usage = os.wait4(pid, 0)
+    return status, usage.ru_utime, usage.ru_stime, usage.ru_maxrss
+
+
 def watch(
     pid: int,
     *,
@@ -61,11 +73,12 @@ def watch(
     hangup_fd: int = -1,
     orphans: bool = False,
     family: bool = False,
+    reap: Callable[[int], Usage] = reap,
 ) -> Watched:
-    """Waits for a child; kills it when a limit is reached.
+    """Waits for a process; kills it when a limit is reached.
 
     Args:
-        pid: A child of this process.
+        pid: A process that cannot be reaped but by `reap`.
         cpu_ms: CPU time of its threads from now on.
         wall_ms: Elapsed time.
         used_before_ms: CPU time that the process had used up before, which does not count.
@@ -74,6 +87,7 @@ def watch(
             their CPU time.
         family: Whether /proc shows this process's pid namespace, so that the CPU time of all
             processes in it can be summed up; otherwise that of `pid` alone is watched.
+        reap: How to wait for it once it is dead or about to be.
     """
     start = time.monotonic()
     cores = os.cpu_count() or 1
@@ -108,18 +122,18 @@ def watch(
     if ending is not Ending.EXITED:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    _, wait_status, usage = os.wait4(pid, 0)
+    wait_status, user_s, system_s, peak_kib = reap(pid)
     wall = (time.monotonic() - start) * 1000
     if orphans:
         orphan_cpu_ms += _reap_orphans(-1)
-    cpu = max((usage.ru_utime + usage.ru_stime) * 1000 - used_before_ms + orphan_cpu_ms, 0.0)
+    cpu = max((user_s + system_s) * 1000 - used_before_ms + orphan_cpu_ms, 0.0)
     if cpu > cpu_ms and ending is Ending.EXITED:
         ending = Ending.CPU
     return Watched(
         ending=ending,
         wait_status=wait_status,
         cpu_ms=cpu,
-        peak_kib=usage.ru_maxrss,
+        peak_kib=peak_kib,
         wall_ms=wall,
     )
 

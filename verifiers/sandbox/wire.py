@@ -6,11 +6,11 @@ message fits a packet, and the supervisor never sees what one run sent when it f
 
 from __future__ import annotations
 
-import array
 import fcntl
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -21,6 +21,13 @@ Header: TypeAlias = dict[str, Any]
 
 MAX_HEADER_BYTES = 64 << 10
 MAX_FDS = 16
+_FD_BYTES = 4
+_FD_SPACE = socket.CMSG_SPACE(MAX_FDS * _FD_BYTES)
+# As plain numbers: those of the module are enumerations, whose arithmetic costs microseconds.
+_SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
+# What json.loads ends up in, without the layers about it that look for blanks and options.
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+_NOSIGNAL, _CLOEXEC = int(socket.MSG_NOSIGNAL), int(socket.MSG_CMSG_CLOEXEC)
 
 
 def send(channel: socket.socket, header: Mapping[str, object], fds: Iterable[int] = ()) -> None:
@@ -30,12 +37,16 @@ def send(channel: socket.socket, header: Mapping[str, object], fds: Iterable[int
         SandboxError: If the header is too long for a packet.
         OSError: If the other side is gone.
     """
-    body = json.dumps(header, separators=(",", ":")).encode()
+    send_body(channel, json.dumps(header, separators=(",", ":")).encode(), fds)
+
+
+def send_body(channel: socket.socket, body: bytes, fds: Iterable[int] = ()) -> None:
+    """Sends one message whose header is encoded already; raises as `send` does."""
     if len(body) > MAX_HEADER_BYTES:
         raise SandboxError(f"a message of {len(body)} bytes exceeds {MAX_HEADER_BYTES}")
-    passed = array.array("i", fds)
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)] if passed else []
-    channel.sendmsg([body], ancillary, socket.MSG_NOSIGNAL)
+    passed = b"".join([fd.to_bytes(_FD_BYTES, sys.byteorder) for fd in fds])
+    ancillary = [(_SOL_SOCKET, _SCM_RIGHTS, passed)] if passed else []
+    channel.sendmsg([body], ancillary, _NOSIGNAL)
 
 
 def receive(channel: socket.socket) -> tuple[Header, list[int]]:
@@ -45,20 +56,31 @@ def receive(channel: socket.socket) -> tuple[Header, list[int]]:
         EOFError: If the other side is gone.
         TimeoutError: If the channel has a timeout and it passed.
     """
-    space = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+    body, fds = receive_body(channel)
+    return decode(body), fds
+
+
+def decode(body: bytes) -> Header:
+    """A header, as `send` has encoded it."""
+    found: Header = _scan(body.decode(), 0)[0]
+    return found
+
+
+def receive_body(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """Receives one message without decoding its header; otherwise as `receive`."""
     try:
-        body, ancillary, _, _ = channel.recvmsg(MAX_HEADER_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+        body, ancillary, _, _ = channel.recvmsg(MAX_HEADER_BYTES, _FD_SPACE, _CLOEXEC)
     except ConnectionError as error:
         raise EOFError("the other side is gone") from error
-    passed = array.array("i")
+    passed: list[int] = []
     for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            passed.frombytes(data[: len(data) - len(data) % passed.itemsize])
+        if level == _SOL_SOCKET and kind == _SCM_RIGHTS:
+            passed += memoryview(data).cast("i")
     if not body:
         for fd in passed:
             os.close(fd)
         raise EOFError("the other side is gone")
-    return json.loads(body), list(passed)
+    return body, passed
 
 
 def pack(meta: Mapping[str, object], blobs: Iterable[bytes]) -> int:
@@ -71,7 +93,7 @@ def unpack(fd: int) -> tuple[Header, memoryview]:
     """What `pack` made: the head, and the blobs one after another."""
     data = memoryview(read_memory_file(fd))
     start = 8 + int.from_bytes(data[:8], "little")
-    return json.loads(bytes(data[8:start])), data[start:]
+    return decode(bytes(data[8:start])), data[start:]
 
 
 def memory_file(content: bytes) -> int:

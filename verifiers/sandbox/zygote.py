@@ -11,13 +11,16 @@
       ▼
     supervisor    the slot's user, pid, mount, net, ipc and uts namespaces; first of its pid
     namespace
+      │  fork, once for each kind of run
+      ▼
+    forker        see `forker`: does nothing but fork and reap
       │  fork, ahead of need, each into a pid and mount namespace of its own
       ▼
     child         see `child`: rlimits, no capabilities, Landlock, seccomp, then the program
 
-The supervisor stays below ten megabytes, because a fork costs what its memory costs. It handles one
-order at a time, passes descriptors on without looking into them, and enforces the limits from
-outside. If the grader dies, the socket closes and the supervisor ends; if the supervisor dies, the
+The forker stays small, because a fork costs what its memory costs. The supervisor handles one order
+at a time, passes descriptors on without looking into them, and enforces the limits from outside. If
+the grader dies, the socket closes and the supervisor ends; if the supervisor dies, or a forker, the
 kernel kills everything in its pid namespace; if the keeper dies, the supervisor is killed with it,
 and the grader (or the next one to start) removes the cgroups.
 """
@@ -34,7 +37,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from rewardsvc.verifiers.sandbox import cgroups, linux, wire
+from rewardsvc.verifiers.sandbox import atfork, cgroups, linux, wire
+from rewardsvc.verifiers.sandbox.boot import ENVIRONMENT, START_ENVIRONMENT
 from rewardsvc.verifiers.sandbox.entry import prepare_entry
 from rewardsvc.verifiers.sandbox.layers import Layer
 from rewardsvc.verifiers.sandbox.stragglers import kill_descendants, remove_tree
@@ -114,5 +118,8 @@ def _preload(modules: list[str], python_path: list[str]) -> int:
     sys.path += python_path
     for name in [*PRELOADED, *modules]:
         import_module(name)
+    atfork.stop_recording()
+    for name in START_ENVIRONMENT.keys() - ENVIRONMENT.keys():
+        os.environ.pop(name, None)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     return pages * os.sysconf("SC_PAGE_SIZE")

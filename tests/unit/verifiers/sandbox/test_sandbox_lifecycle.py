@@ -18,8 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rewardsvc.verifiers.code import CodeVerifier, StdioTests
 from rewardsvc.verifiers.sandbox import Limits, RunStatus, Sandbox, SandboxError
 from rewardsvc.verifiers.sandbox.cgroups import CgroupHome, find_home, group_folders, sweep
+from rewardsvc.verifiers.sandbox.nursery import NUM_WARM
 
 
 def descendants() -> set[int]:
@@ -80,8 +82,8 @@ def test_descriptors_and_processes_do_not_grow_with_runs() -> None:
         for _ in range(30):
             sandbox.run("python", "open('x', 'w').write('y')", fetch=["x"])
         assert open_descriptors() == before
-        # Keeper, porter, supervisor, and the child that waits for the next order.
-        assert wait_until(lambda: len(descendants() - others) == 4)
+        # Keeper, porter, supervisor, the one that forks, and the children that wait.
+        assert wait_until(lambda: len(descendants() - others) == 4 + NUM_WARM)
 
 
 def test_closed_sandbox_says_so() -> None:
@@ -106,14 +108,22 @@ def test_forgotten_sandbox_ends_its_processes() -> None:
     assert wait_until(lambda: not ours & descendants())
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2])
-def test_next_run_works_after_a_kill_between_runs(depth: int) -> None:
-    """Kills the keeper, the porter or the supervisor of an idle slot."""
+CHAIN = ["keeper", "porter", "supervisor", "forker", "child"]
+
+
+def member(keeper: int, name: str) -> psutil.Process:
+    """A process of a slot; of the children, the oldest."""
+    found = psutil.Process(keeper)
+    for _ in range(CHAIN.index(name)):
+        found = min(found.children(), key=lambda child: child.pid)
+    return found
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_next_run_works_after_a_kill_between_runs(name: str) -> None:
     with Sandbox(num_slots=1) as sandbox:
         sandbox.start()
-        victim = psutil.Process(sandbox.pids()[0])
-        for _ in range(depth):
-            victim = victim.children()[0]
+        victim = member(sandbox.pids()[0], name)
         family = {victim.pid, *(p.pid for p in victim.children(recursive=True))}
         os.kill(victim.pid, signal.SIGKILL)
         assert wait_until(lambda: all(not psutil.pid_exists(p) or is_zombie(p) for p in family))
@@ -127,18 +137,51 @@ def is_zombie(pid: int) -> bool:
         return True
 
 
-def test_kill_during_a_run_is_a_sandbox_failure_and_the_next_run_works() -> None:
-    with Sandbox(num_slots=1) as sandbox:
+@pytest.mark.parametrize("language", ["python", "c"])
+@pytest.mark.parametrize("name", CHAIN)
+def test_kill_during_a_run_is_a_sandbox_failure_and_the_next_run_works(
+    name: str, language: str
+) -> None:
+    code = {
+        "python": "import time\nopen('ready', 'w')\ntime.sleep(60)",
+        "c": "#include <unistd.h>\nint main(){sleep(60);}",
+    }[language]
+    others = descendants()
+    with Sandbox(num_slots=1) as sandbox, ThreadPoolExecutor(1) as threads:
         sandbox.start()
-        keeper = psutil.Process(sandbox.pids()[0])
-        with ThreadPoolExecutor(1) as threads:
-            waiting = threads.submit(sandbox.run, "python", "import time; time.sleep(60)")
-            assert wait_until(lambda: not sandbox.pids())
-            time.sleep(0.2)
-            os.kill(keeper.pid, signal.SIGKILL)
-            result = waiting.result(timeout=30)
-        assert result.status is RunStatus.SANDBOX_FAILURE
+        program = sandbox.compile(language, code)
+        if language == "c":  # so that the slot's first children are of this kind
+            sandbox.run_program(program, limits=Limits(cpu_ms=100, wall_ms=1))
+        keeper = sandbox.pids()[0]
+        waiting = threads.submit(sandbox.run_program, program)
+        assert wait_until(lambda: not sandbox.pids())
+        time.sleep(0.2)
+        family = descendants() - others
+        running = busiest_branch(keeper, name, language)
+        os.kill(running, signal.SIGKILL)
+        result = waiting.result(timeout=30)
+        assert result.status is RunStatus.SANDBOX_FAILURE, result
+        assert result.message
         assert sandbox.run("python", "print(1)").stdout == b"1\n"
+        if name != "child":
+            assert wait_until(lambda: not family & descendants())
+    assert not descendants() - others
+    assert cgroups_of({keeper, *family}) == []
+
+
+def busiest_branch(keeper: int, name: str, language: str) -> int:
+    """A process of a slot that runs a program: of forkers and children, those of the program."""
+    supervisor = member(keeper, "supervisor")
+    forkers = sorted(supervisor.children(), key=lambda child: child.pid)
+    forker = forkers[0] if language == "python" else forkers[-1]
+    if name == "forker":
+        return int(forker.pid)
+    if name == "child":
+        children = forker.children()
+        if language == "python":  # asleep in the program, not in the wait for an order
+            return int(min(children, key=lambda child: child.pid).pid)
+        return next(int(child.pid) for child in children if child.children())
+    return int(member(keeper, name).pid)
 
 
 def test_nothing_survives_a_killed_grader() -> None:
@@ -223,6 +266,25 @@ async def test_plain_run_works_where_a_loop_is_running() -> None:
     """As in a cell of a notebook."""
     with Sandbox(num_slots=1) as sandbox:
         assert sandbox.run("python", "print(1)").stdout == b"1\n"
+
+
+async def test_verifier_works_in_a_cell_of_a_notebook() -> None:
+    """A cell is run by a loop that is running already: nothing may start another or block on it."""
+    assert asyncio.get_running_loop().is_running()
+    with Sandbox(num_slots=2) as sandbox:
+        cell = (
+            "verifier = CodeVerifier(sandbox=sandbox)\n"
+            "suite = StdioTests([('1\\n', '2\\n'), ('2\\n', '3\\n')])\n"
+            "verdict = verifier.verify(completion, suite)"
+        )
+        names = {
+            "CodeVerifier": CodeVerifier,
+            "StdioTests": StdioTests,
+            "sandbox": sandbox,
+            "completion": "```python\nprint(int(input()) + 1)\n```",
+        }
+        exec(compile(cell, "cell", "exec"), names)
+        assert names["verdict"].reward == 1.0  # type: ignore[attr-defined]
 
 
 def test_wait_for_a_slot_has_a_deadline() -> None:
