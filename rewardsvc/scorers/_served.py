@@ -105,8 +105,11 @@ class ModelScorer(Scorer):
         return self._choose_backend(loaded, device)
 
     def _choose_backend(self, loaded: Loaded, device: str) -> Backend:
+        from rewardsvc.engine.cpu_linear import speed_up
         from rewardsvc.engine.packing.choice import Wishes, choose_backend
 
+        if speed_up(loaded.model):
+            logger.info("%s: float32 layers compute through oneDNN", self._env.name)
         wishes = Wishes(
             attention=self._source.attention,
             deterministic=self._source.deterministic,

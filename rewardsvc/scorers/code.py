@@ -34,7 +34,7 @@ class CodeConfig(ScorerConfigBase):
         memory_mib: Memory of one test.
         credit: What a program earns that is right on some tests: all-or-nothing or fraction.
         bare_code: Whether a completion without any code fence is itself the program.
-        num_slots: Programs at a time; None for the number of cores.
+        num_slots: Programs at a time; None for the number of cores and one.
         isolation: What must stand before untrusted code runs: strict, full or best-effort.
     """
 

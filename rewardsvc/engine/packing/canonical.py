@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from rewardsvc.engine import cpu_linear
 from rewardsvc.engine.packing.layer import Layer, Mask
 from rewardsvc.engine.packing.plan import PackingError, Plan, active_plan
 from rewardsvc.engine.packing.prefixes import Node
@@ -190,7 +191,10 @@ def _linear(rows: int, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     out = flat.new_empty(len(flat), len(weight))
     for start in range(0, len(flat), rows):
         block = slice(start, start + rows)
-        if bias is None:
+        found = cpu_linear.product(flat[block], weight, bias)
+        if found is not None:
+            out[block] = found
+        elif bias is None:
             torch.mm(flat[block], weight.t(), out=out[block])
         else:
             torch.addmm(bias, flat[block], weight.t(), out=out[block])
