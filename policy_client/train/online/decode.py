@@ -7,6 +7,7 @@ them, computes the prompt once per completion, and goes on computing rows that h
 * log-probs are recorded as tokens are drawn;
 * rows that have ended leave the batch once enough of them have;
 * prompts of equal length need no attention mask, which lets attention take its fastest path;
+* on the CPU, products of float32 go to the library that is fastest there;
 * the host reads one flag per token, whether any row goes on.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewardsvc.policy_client.train.online.kv_cache import fan_out, new_cache, select_rows
+from rewardsvc.policy_client.train.online.linears import fast_linears
 from rewardsvc.policy_client.train.online.padding import left_pad
 from rewardsvc.policy_client.train.online.rollout import FinishReason, Rollout
 from rewardsvc.policy_client.train.online.sampling import SamplingParams, draw_tokens
@@ -61,7 +63,8 @@ class TransformersRollout:
             raise ValueError("prompt_ids holds no prompt or an empty one; each needs a token")
         if num_return < 1:
             raise ValueError(f"num_return is {num_return}; it must be at least 1")
-        with _evaluating(self._model):
+        num_rows = len(prompt_ids) * num_return
+        with _evaluating(self._model), fast_linears(self._model, packed_rows=num_rows):
             return self._decode(prompt_ids, num_return, sampling, generator)
 
     def _decode(

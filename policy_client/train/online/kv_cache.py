@@ -84,4 +84,12 @@ def select_rows(cache: DynamicCache, rows_N: Tensor) -> None:
         cache: Any cache of this module.
         rows_N: int64 [N], indices of rows.
     """
-    cache.batch_select_indices(rows_N.to(torch.int64))
+    rows_N = rows_N.to(torch.int64)
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+            # Plain indexing has a backward pass that adds up number by number, in one thread.
+            layer.keys = layer.keys.index_select(0, rows_N)
+            layer.values = layer.values.index_select(0, rows_N)
+        else:
+            layer.batch_select_indices(rows_N)

@@ -8,7 +8,7 @@ group of G completions costs one prompt in place of G.
 Under causal attention no real token sees the padding on the right, so it needs no mask.
 
 Legend: N completions, T tokens of the longest one, M completion tokens in all, U different prompts,
-W tokens of the longest one, D width of an output.
+W tokens of the longest one, D width of an output, S = N * T slots.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rewardsvc.policy_client.train.online.kv_cache import new_cache, select_rows
+from rewardsvc.policy_client.train.online.linears import fast_linears
 from rewardsvc.policy_client.train.online.padding import left_pad
 from rewardsvc.policy_client.train.online.sequences import Sequences
 
@@ -34,6 +35,13 @@ def completion_outputs(
         output_of: What to take of the model's outputs, such as the last hidden states [rows,
             tokens, D].
     """
+    with fast_linears(model):
+        return _completion_outputs(model, sequences, output_of)
+
+
+def _completion_outputs(
+    model: nn.Module, sequences: Sequences, output_of: Callable[..., Tensor]
+) -> Tensor:
     device = sequences.completion_ids.device
     number_of = {prompt: u for u, prompt in enumerate(dict.fromkeys(sequences.prompts))}
     prompt_of_N = torch.tensor([number_of[prompt] for prompt in sequences.prompts], device=device)
@@ -69,4 +77,6 @@ def completion_outputs(
             use_cache=True,
         )
     )
-    return torch.cat([output_N1D, output_NTD], 1)[mask_NT]
+    # Selected by number: the backward pass of a mask adds up number by number, in one thread.
+    outputs_SD = torch.cat([output_N1D, output_NTD], 1).flatten(0, 1)
+    return outputs_SD.index_select(0, mask_NT.flatten().nonzero()[:, 0])
