@@ -23,6 +23,7 @@ PACKAGES = (
     "protobuf",
     "numpy",
     "liger-kernel",
+    "trl",
 )
 
 
