@@ -2,7 +2,10 @@
 
 import typer
 
+from rewardsvc.commands.bench import bench
 from rewardsvc.commands.doctor import doctor
+from rewardsvc.commands.evaluate import add_evaluate_commands
+from rewardsvc.commands.export_onnx import export_onnx
 from rewardsvc.commands.report import report
 from rewardsvc.commands.score import score
 from rewardsvc.commands.serve import serve
@@ -18,5 +21,8 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(score)
 add_train_commands(app)
+add_evaluate_commands(app)
 app.command()(report)
+app.command()(export_onnx)
+app.command()(bench)
 app.command()(doctor)
