@@ -76,7 +76,9 @@ def text_stats(
     Raises:
         ValueError: If there is no text, or numbers differ.
     """
-    rows = [text.split() for text in texts] if tokens is None else [list(row) for row in tokens]
+    rows: list[Tokens] = [text.split() for text in texts]
+    if tokens is not None:
+        rows = [list(row) for row in tokens]
     names: Sequence[Hashable] = range(len(texts)) if prompts is None else prompts
     if not texts or not len(rows) == len(texts) == len(names):
         raise ValueError(
