@@ -24,6 +24,12 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 from rewardsvc.errors import ConfigError
+from rewardsvc.policy_client.train.lora import (
+    frozen_fingerprint,
+    has_adapters,
+    learned_state,
+    load_learned_state,
+)
 
 STATE_FILE = "state.json"
 FORMAT = 1
@@ -68,7 +74,9 @@ def save_checkpoint(
     Args:
         directory: Created if it does not exist.
         step: Optimizer steps done.
-        modules: By name; parameters and persistent buffers. Tied weights are stored once.
+        modules: By name; parameters and persistent buffers. Tied weights are stored once. Of a
+            module with adapters only what it has learned is stored, and what tells its frozen
+            weights from others.
         optimizers: By name.
         schedulers: By name; anything with `state_dict` and `load_state_dict`.
         state: JSON values only: counters, the sampler's state, a KL coefficient.
@@ -88,10 +96,18 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
 
+    frozen: dict[str, str] = {}
     for name, module in modules.items():
-        save_model(module, str(temporary / f"{_checked(name)}.safetensors"))
+        file = str(temporary / f"{_checked(name)}.safetensors")
+        if has_adapters(module):
+            frozen[name] = frozen_fingerprint(module)
+            learned = learned_state(module)
+            save_file({key: one.detach().cpu().contiguous() for key, one in learned.items()}, file)
+        else:
+            save_model(module, file)
     tensors: dict[str, torch.Tensor] = {}
     packed = {
+        "frozen": frozen,
         "optimizers": {name: _pack(o.state_dict(), tensors) for name, o in optimizers.items()},
         "schedulers": {name: _pack(s.state_dict(), tensors) for name, s in schedulers.items()},
         "generators": {
@@ -207,8 +223,18 @@ def load_checkpoint(
         file = path / f"{_checked(name)}.safetensors"
         if not file.exists():
             raise ValueError(f"checkpoint: {path} has no module {name!r}")
+        if has_adapters(module) and name in document.get("frozen", {}):
+            now = frozen_fingerprint(module)
+            if now != document["frozen"][name]:
+                raise ValueError(
+                    f"checkpoint: {path} was saved of adapters on another model than this run's "
+                    f"{name!r}; resume with the model that it was started with"
+                )
         try:
-            load_model(module, str(file), strict=True)
+            if has_adapters(module):
+                load_learned_state(module, load_file(str(file)))
+            else:
+                load_model(module, str(file), strict=True)
         except RuntimeError as error:
             raise ValueError(
                 f"checkpoint: {file} does not fit the module {name!r}: {error}"

@@ -17,6 +17,29 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rewardsvc.errors import ConfigError
 
 
+class LoraSection(BaseModel):
+    """Adapters to learn in place of the model's own weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    r: int = Field(default=16, ge=1, description="Rank: width of the adapters.")
+    alpha: float = Field(
+        default=32.0, gt=0, description="What adapters add is scaled by alpha / r; often 2 r."
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Of the adapters' inputs. Online algorithms need log-probs without chance: 0.",
+    )
+    target_modules: str | list[str] = Field(
+        default="all-linear",
+        min_length=1,
+        description="Which modules. all-linear: every linear one but the heads. A list: those "
+        "whose names end so, such as [q_proj, v_proj]. Other text: a regular expression.",
+    )
+
+
 class TrainConfigBase(BaseModel):
     """The fields that all trainers share. Unknown keys are errors.
 
@@ -51,6 +74,11 @@ class TrainConfigBase(BaseModel):
     )
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that ships with the model."
+    )
+    lora: LoraSection | None = Field(
+        default=None,
+        description="Learn low-rank adapters of these r, alpha, dropout and target_modules (`{}`: "
+        "the defaults) and freeze the model. Needs the extra `lora`.",
     )
 
     learning_rate: float = Field(default=1e-5, gt=0, description="At its peak.")

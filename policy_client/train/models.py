@@ -20,6 +20,7 @@ from transformers import (
 
 from rewardsvc.errors import ConfigError
 from rewardsvc.policy_client.train.config_base import TrainConfigBase
+from rewardsvc.policy_client.train.lora import add_adapters, has_adapters, merged_state
 
 ModelAndTokenizer: TypeAlias = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -66,6 +67,8 @@ def load_tokenizer(config: TrainConfigBase) -> PreTrainedTokenizerBase:
 
 def load_policy(config: TrainConfigBase) -> ModelAndTokenizer:
     """The causal language model of `config` on its device, in eval mode, and its tokenizer.
+
+    With adapters where `config.lora` says so, as the models of the functions below.
 
     Random weights come from torch's global generator: seed it first.
 
@@ -133,6 +136,7 @@ def save_pretrained(
 ) -> Path:
     """Saves both as transformers, vLLM and the service's `orm` and `causal_lm` load them.
 
+    The adapters of an adapted model are merged into what is saved, and stay apart in `model`.
     Written beside and renamed, so that nobody who loads `directory` meanwhile finds half of it.
 
     Returns:
@@ -142,7 +146,9 @@ def save_pretrained(
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
+    model.save_pretrained(
+        temporary, state_dict=merged_state(model) if has_adapters(model) else None
+    )
     tokenizer.save_pretrained(temporary)
     if directory.exists():
         outdated = directory.with_name(f".{directory.name}.old")
@@ -160,11 +166,17 @@ def _load(
 ) -> PreTrainedModel:
     device = choose_device(config.device)
     dtype = getattr(torch, config.dtype)
+    new: set[str] = set()
     if config.model is not None:
         try:
-            model = auto_class.from_pretrained(
-                config.model, dtype=dtype, trust_remote_code=config.trust_remote_code, **options
+            model, report = auto_class.from_pretrained(
+                config.model,
+                dtype=dtype,
+                trust_remote_code=config.trust_remote_code,
+                output_loading_info=True,
+                **options,
             )
+            new |= set(report["missing_keys"])
         except (OSError, ValueError) as error:
             raise ConfigError(f"model: {config.model!r} cannot be loaded: {error}") from error
     else:
@@ -180,7 +192,13 @@ def _load(
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.eval()
-    return model.to(device)  # type: ignore[no-any-return]
+    model.to(device)
+    if config.lora is not None:
+        if options:  # a head of ours: it may be new, and is small
+            trunk = {id(parameter) for parameter in model.base_model.parameters()}
+            new |= {name for name, one in model.named_parameters() if id(one) not in trunk}
+        add_adapters(model, config.lora, learned=new)
+    return model  # type: ignore[no-any-return]
 
 
 def _config_from_dict(

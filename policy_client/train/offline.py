@@ -285,7 +285,8 @@ class _Loop:
         """The rows that have units, cut into passes."""
         left = [row for row in rows if units[row]]
         return [
-            left[start : start + self._micro_size] for start in range(0, len(left), self._micro_size)
+            left[start : start + self._micro_size]
+            for start in range(0, len(left), self._micro_size)
         ]
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rewardsvc.errors import ConfigError
 from rewardsvc.policy_client.algorithms.presets import AlgorithmSpec
 from rewardsvc.policy_client.train.data import Example, Examples, load_examples
+from rewardsvc.policy_client.train.lora import add_adapters
 from rewardsvc.policy_client.train.models import load_policy
 from rewardsvc.policy_client.train.online.config import OnlineConfig
 from rewardsvc.policy_client.train.online.critic import Critic
@@ -158,7 +159,14 @@ def eos_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[
 def _policy(config: OnlineConfig, given: Given) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if (given.policy is None) != (given.tokenizer is None):
         raise ConfigError("policy and tokenizer: pass both, or neither to have them loaded")
+    if config.lora is not None and config.lora.dropout > 0:
+        raise ConfigError(
+            f"lora.dropout: {config.lora.dropout}, but an online policy learns without dropout, "
+            "which would make its log-probs random; set 0"
+        )
     if given.policy is not None and given.tokenizer is not None:
+        if config.lora is not None:
+            add_adapters(given.policy, config.lora, learned=())
         return given.policy, given.tokenizer
     return load_policy(config)
 
@@ -199,11 +207,14 @@ def _critic(config: OnlineConfig, policy: PreTrainedModel) -> Critic:
     if config.critic_model is None:
         return Critic.from_policy(policy)
     try:
-        return Critic.from_pretrained(config.critic_model, policy).eval()
+        critic = Critic.from_pretrained(config.critic_model, policy).eval()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"critic_model: {config.critic_model!r} cannot be loaded: {error}"
         ) from error
+    if config.lora is not None:
+        add_adapters(critic.trunk, config.lora, learned=())
+    return critic
 
 
 def _critic_optimizer(critic: Critic | None, config: OnlineConfig) -> torch.optim.AdamW | None:

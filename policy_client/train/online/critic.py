@@ -5,13 +5,13 @@ Legend: N sequences, T tokens of the longest completion, M completion tokens in 
 
 from __future__ import annotations
 
-import copy
 from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from rewardsvc.policy_client.train.lora import copy_of
 from rewardsvc.policy_client.train.online.sequences import Sequences
 from rewardsvc.policy_client.train.online.shared_prefix import completion_outputs
 
@@ -38,8 +38,11 @@ class Critic(nn.Module):
 
     @classmethod
     def from_policy(cls, policy: PreTrainedModel) -> Critic:
-        """A critic that starts from a copy of the policy's trunk."""
-        trunk = copy.deepcopy(policy.base_model)
+        """A critic that starts from a copy of the policy's trunk.
+
+        If the policy has adapters, so has the critic, on the same frozen weights.
+        """
+        trunk = copy_of(policy.base_model)
         assert isinstance(trunk, PreTrainedModel)
         return cls(trunk)
 

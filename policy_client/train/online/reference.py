@@ -1,11 +1,11 @@
-"""The policy that the KL penalty holds on to: a frozen copy, or one that a service hosts.
+"""The policy that the KL penalty holds on to: a frozen copy, the policy without its adapters, or
+one that a service hosts.
 
 Legend: N completions, T tokens of the longest one.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rewardsvc.policy_client.train.lora import adapters_off, copy_of, has_adapters
 from rewardsvc.policy_client.train.online.forward import PolicyForward
 from rewardsvc.policy_client.train.online.outage import Patience, UnavailableError
 from rewardsvc.policy_client.train.online.rewards import AWAY, MalformedRewardsError
@@ -29,23 +30,24 @@ class ReferencePolicy(Protocol):
 
 
 class LocalReference:
-    """A frozen copy of a policy, on its device."""
+    """A frozen copy of a policy, on its device; of one with adapters, itself without them."""
 
     def __init__(self, policy: PreTrainedModel, *, temperature: float, max_tokens: int) -> None:
-        """Copies `policy` as it is now.
+        """Copies `policy` as it is now, unless adapters alone tell it from its reference.
 
         Args:
             policy: The policy before training.
             temperature: That of sampling.
             max_tokens: Padded tokens per forward pass.
         """
-        frozen = copy.deepcopy(policy).requires_grad_(False)
+        frozen = policy if has_adapters(policy) else copy_of(policy).requires_grad_(False)
         self._forward = PolicyForward(frozen, temperature=temperature)
         self._max_tokens = max_tokens
 
     def logprobs(self, rollout: Rollout, sequences: Sequences) -> Tensor:
         """See `ReferencePolicy.logprobs`."""
-        return self._forward.in_batches(sequences, self._max_tokens).logprobs
+        with adapters_off(self._forward.model):
+            return self._forward.in_batches(sequences, self._max_tokens).logprobs
 
 
 class LogProbsClient(Protocol):

@@ -90,7 +90,7 @@ def run_preference(name: str, config: PreferenceConfig) -> OfflineResult:
         reference = policy
         if config.reference_model is not None:
             other = config.model_copy(
-                update={"model": config.reference_model, "model_config_dict": None}
+                update={"model": config.reference_model, "model_config_dict": None, "lora": None}
             )
             reference, _ = load_policy(other)
     models = Models(policy=policy, tokenizer=tokenizer, reference=reference)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rewardsvc.errors import ConfigError
+from rewardsvc.policy_client.train.lora import add_adapters
 from rewardsvc.policy_client.train.models import load_policy
 from rewardsvc.policy_client.train.offline import OfflineResult, load_splits, run_offline
 from rewardsvc.policy_client.train.online.rewards import RewardSource
@@ -75,6 +76,8 @@ def run_selection(
             split.require("prompt")
     if policy is None or tokenizer is None:
         policy, tokenizer = load_policy(config)
+    elif config.lora is not None:
+        add_adapters(policy, config.lora, learned=())
     with ExitStack() as clients:
         if reward is None:
             if config.reward is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from rewardsvc.policy_client.algorithms.preference.sppo import sppo_loss
 from rewardsvc.policy_client.algorithms.preference.types import PairLogps
 from rewardsvc.policy_client.train.data import Examples
 from rewardsvc.policy_client.train.data.tokenize import TokenizedPair
+from rewardsvc.policy_client.train.lora import adapters_off, copy_of, has_adapters
 from rewardsvc.policy_client.train.offline import BatchSums, OfflineTask, Split
 from rewardsvc.policy_client.train.preference.logps import CompletionLogps, completion_lengths
 from rewardsvc.policy_client.train.selection.config import OnlineDpoConfig, RaftConfig
@@ -103,8 +104,15 @@ class OnlinePairTask(SelectionTask):
     ) -> None:
         super().__init__(model, tokenizer, data, source, max_length=config.max_length)
         self._config = config
-        self._frozen: PreTrainedModel = copy.deepcopy(model).requires_grad_(False)
-        self._reference = CompletionLogps(self._frozen, pad_token_id=int(tokenizer.pad_token_id))
+        # The model without its adapters is the reference, as long as that stays what it is.
+        self._switched = config.reference_update_steps is None and has_adapters(model)
+        self._frozen: PreTrainedModel = model
+        self._reference = self._policy
+        if not self._switched:
+            self._frozen = copy_of(model).requires_grad_(False)
+            self._reference = CompletionLogps(
+                self._frozen, pad_token_id=int(tokenizer.pad_token_id)
+            )
         self._pairs: dict[tuple[Split, int], tuple[TokenizedPair, TokenizedPair]] = {}
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -136,9 +144,9 @@ class OnlinePairTask(SelectionTask):
         """See `OfflineTask`."""
         chosen, rejected = zip(*(self._pairs[split, row] for row in rows), strict=True)
         both = [*chosen, *rejected]
-        chosen_N, rejected_N = self._policy(both).chunk(2)
-        with torch.no_grad():
+        with torch.no_grad(), adapters_off(self.model) if self._switched else nullcontext():
             ref_chosen_N, ref_rejected_N = self._reference(both).chunk(2)
+        chosen_N, rejected_N = self._policy(both).chunk(2)
         logps = PairLogps(
             chosen=chosen_N,
             rejected=rejected_N,
