@@ -259,7 +259,7 @@ def test_watch_that_is_off_says_nothing() -> None:
 
 def test_unknown_rules_and_impossible_lines_are_named() -> None:
     with pytest.raises(ValidationError, match="no such rule"):
-        MonitorConfig(rules={"lenght": {"above": 1.0}})  # type: ignore[dict-item]
+        MonitorConfig(rules={"length": {"above": 1.0}})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="either `above` or `below`"):
         Rule(name="r", metric="m", clear=0.0, meaning="", advice="")
     with pytest.raises(ValueError, match="clear is 2"):
