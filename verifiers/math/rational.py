@@ -31,7 +31,7 @@ _LEXEME = re.compile(
     )""",
     re.ASCII | re.VERBOSE,
 )
-_PERCENT = re.compile(r"\s*(?:\\?%|percent(?:age)?|pct)\s*\Z", re.ASCII)
+_PERCENT = re.compile(r"(?:\\?%|percent(?:age)?|pct)\Z", re.ASCII)
 _PLAIN_DECIMAL = re.compile(r"-?\s?(?:0|[1-9][0-9]*)?\.([0-9]+)", re.ASCII)
 
 
@@ -83,8 +83,11 @@ def parse_rational(text: str) -> Rational | None:
 
 def split_percent(text: str) -> tuple[str, bool]:
     """A text without the percent sign at its end, and whether there was one."""
-    percent = _PERCENT.search(text)
-    return (text[: percent.start()], True) if percent else (text, False)
+    # White space is stripped and not matched: looked for at each of many blanks, it would take the
+    # square of their number.
+    stripped = text.rstrip()
+    percent = _PERCENT.search(stripped)
+    return (stripped[: percent.start()].rstrip(), True) if percent else (text, False)
 
 
 def decimal_places(text: str) -> int:
