@@ -98,7 +98,7 @@ class Worker:
 
     def __init__(self, library: str, folder: Path, threads: int) -> None:
         """Starts it; `ready` waits until it is about to take its first step."""
-        self.library = library
+        self.trainer = library
         self._errors = (folder / f"{library}.log").open("w+")
         script = Path(__file__).with_name("grpo_workers.py")
         self._process = subprocess.Popen(
@@ -139,7 +139,7 @@ class Worker:
         if not line:
             self._errors.seek(0)
             why = "ended" if readable else f"gave no answer in {DEADLINE_S:g} s"
-            raise RuntimeError(f"{self.library} {why}:\n{self._errors.read()[-4000:]}")
+            raise RuntimeError(f"{self.trainer} {why}:\n{self._errors.read()[-4000:]}")
         return dict(json.loads(line))
 
 

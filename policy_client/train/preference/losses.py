@@ -47,17 +47,21 @@ class PairAlgorithm:
     needs_reference: Callable[[Any], bool] = lambda config: True
 
 
+def _with_sft(loss: PairLoss, coefficient: float) -> PairLoss:
+    """Adds the negative log-likelihood per token of the chosen completion."""
+    return lambda batch: loss(batch) - coefficient * batch.logps.chosen_mean
+
+
 def _dpo(config: DpoConfig) -> PairLoss:
     def loss(batch: PairBatch) -> Tensor:
-        loss_N = dpo_loss(
+        return dpo_loss(
             batch.logps,
             beta=config.beta,
             label_smoothing=config.label_smoothing,
             length_coefficient=config.length_coefficient,
         )
-        return loss_N - config.sft_coefficient * batch.logps.chosen_mean
 
-    return loss
+    return _with_sft(loss, config.sft_coefficient)
 
 
 def _ipo(config: IpoConfig) -> PairLoss:
@@ -67,15 +71,14 @@ def _ipo(config: IpoConfig) -> PairLoss:
 
 def _simpo(config: SimpoConfig) -> PairLoss:
     def loss(batch: PairBatch) -> Tensor:
-        loss_N = simpo_loss(
+        return simpo_loss(
             batch.logps,
             beta=config.beta,
             gamma=config.gamma,
             label_smoothing=config.label_smoothing,
         )
-        return loss_N - config.sft_coefficient * batch.logps.chosen_mean
 
-    return loss
+    return _with_sft(loss, config.sft_coefficient)
 
 
 def _orpo(config: OrpoConfig) -> PairLoss:
@@ -96,15 +99,14 @@ def _orpo(config: OrpoConfig) -> PairLoss:
 
 def _slic(config: SlicConfig) -> PairLoss:
     def loss(batch: PairBatch) -> Tensor:
-        loss_N = slic_loss(
+        return slic_loss(
             batch.logps,
             beta=config.beta,
             delta=config.delta,
             use_reference=config.use_reference,
         )
-        return loss_N - config.sft_coefficient * batch.logps.chosen_mean
 
-    return loss
+    return _with_sft(loss, config.sft_coefficient)
 
 
 def _sppo(config: SppoConfig) -> PairLoss:
