@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 
-SUCCESS = 0.5
+from rewardsvc.policy_client.evaluation.pass_at_k import SUCCESS
 
 
 def majority_vote(

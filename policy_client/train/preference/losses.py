@@ -131,7 +131,9 @@ def _spin(config: SpinConfig) -> PairLoss:
     return lambda batch: spin_loss(batch.logps, beta=config.beta, link=config.link)
 
 
-def _log_ratios(config: DpoConfig | IpoConfig | SppoConfig | SpinConfig) -> PairRewards:
+def _log_ratios(
+    config: DpoConfig | IpoConfig | SppoConfig | SpinConfig | SlicConfig,
+) -> PairRewards:
     beta = config.beta
     return lambda logps: (beta * logps.chosen_log_ratio, beta * logps.rejected_log_ratio)
 
@@ -142,10 +144,7 @@ def _means(scale: float) -> PairRewards:
 
 def _slic_rewards(config: SlicConfig) -> PairRewards:
     if config.use_reference:
-        return lambda logps: (
-            config.beta * logps.chosen_log_ratio,
-            config.beta * logps.rejected_log_ratio,
-        )
+        return _log_ratios(config)
     return lambda logps: (config.beta * logps.chosen, config.beta * logps.rejected)
 
 
