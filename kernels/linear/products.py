@@ -38,10 +38,16 @@ def onednn_serves(tensor: Tensor) -> bool:
     )
 
 
-def _onednn(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T"""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias through oneDNN; `weight` as it is, or from `onednn_packed`."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
+
+
+def onednn_packed(weight: Tensor, num_rows: int) -> Tensor:
+    """A copy of a contiguous weight in oneDNN's own layout, for products with about `num_rows`."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
+    return packed
 
 
 class BlockProducts:
@@ -63,9 +69,8 @@ class BlockProducts:
         if not self._onednn:
             return torch.mm(hidden_RH, self._weight_WH.t(), out=out_RW)
         if self._packed is None:
-            pack = torch.ops.mkldnn._reorder_linear_weight
-            self._packed = pack(self._weight_WH.contiguous(), self._num_rows)
-        return _onednn(hidden_RH, self._packed)
+            self._packed = onednn_packed(self._weight_WH.contiguous(), self._num_rows)
+        return onednn_product(hidden_RH, self._packed)
 
     def logits_float32(self, hidden_RH: Tensor) -> Tensor:
         """hidden @ weight.T in float32, whatever the dtype of the two."""
@@ -74,14 +79,14 @@ class BlockProducts:
     def d_hidden(self, grad_RW: Tensor) -> Tensor:
         """grad @ weight."""
         if self._onednn:
-            return _onednn(grad_RW, self._weight_WH.t())
+            return onednn_product(grad_RW, self._weight_WH.t())
         return _product(grad_RW, self._weight_WH)
 
     def d_weight(self, grad_QW: Tensor, hidden_QH: Tensor) -> Tensor:
         """grad.T @ hidden: [W, H]."""
         if self._onednn:
             # The other way round: oneDNN is a third slower with the long side in front.
-            return _onednn(hidden_QH.t(), grad_QW.t()).t()
+            return onednn_product(hidden_QH.t(), grad_QW.t()).t()
         return _product(grad_QW.t(), hidden_QH)
 
 

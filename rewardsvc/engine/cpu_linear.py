@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rewardsvc.kernels.linear.products import onednn_serves
+from rewardsvc.kernels.linear.products import onednn_packed, onednn_product, onednn_serves
 
 TRIAL_ROWS, TRIAL_WIDTH = 256, 512
 TRIALS = 7
@@ -40,7 +40,7 @@ def speed_up(model: nn.Module) -> int:
     if not layers or not _is_faster():
         return 0
     for layer in layers:
-        packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), TRIAL_ROWS)
+        packed = onednn_packed(layer.weight.detach(), TRIAL_ROWS)
         setattr(layer.weight, _PACKED, packed)
         layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
     return len(layers)
@@ -51,8 +51,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     packed = getattr(weight, _PACKED, None)
     if packed is None or x.dtype != torch.float32:
         return None
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    return found
+    return onednn_product(x, packed, bias)
 
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -68,14 +67,12 @@ def _is_faster() -> bool:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(TRIAL_ROWS, TRIAL_WIDTH, generator=generator)
     weight = torch.randn(TRIAL_WIDTH, TRIAL_WIDTH, generator=generator)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, TRIAL_ROWS)
+    packed = onednn_packed(weight, TRIAL_ROWS)
     usual: list[float] = []
     other: list[float] = []
     for _ in range(TRIALS):
         usual.append(_seconds(lambda: F.linear(x, weight)))
-        other.append(
-            _seconds(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""))
-        )
+        other.append(_seconds(lambda: onednn_product(x, packed)))
     return median(usual) > WORTH * median(other)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rewardsvc.kernels.linear.products import onednn_serves
+from rewardsvc.kernels.linear.products import onednn_packed, onednn_product, onednn_serves
 
 FORWARD = "forward"
 
@@ -45,7 +45,7 @@ def fast_linears(model: nn.Module, *, packed_rows: int | None = None) -> Iterato
         packed = None
         if packed_rows is not None:
             weight = module.weight.detach().contiguous()
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight, packed_rows)
+            packed = onednn_packed(weight, packed_rows)
         module.__dict__[FORWARD] = partial(_forward, module, packed)
     try:
         yield
@@ -73,9 +73,9 @@ def _forward(module: nn.Linear, packed: Tensor | None, x: Tensor) -> Tensor:
     if not _serves(x):
         return nn.Linear.forward(module, x)
     if packed is not None:
-        return _product(x, packed, module.bias)
+        return onednn_product(x, packed, module.bias)
     if not torch.is_grad_enabled():
-        return _product(x, module.weight, module.bias)
+        return onednn_product(x, module.weight, module.bias)
     outputs: Tensor = _Linear.apply(x, module.weight, module.bias)  # type: ignore[no-untyped-call]
     return outputs
 
@@ -90,19 +90,13 @@ def _serves(x: Tensor) -> bool:
     )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product
-
-
 class _Linear(torch.autograd.Function):
     """A linear layer with all three products in oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight_OI)
-        return _product(x, weight_OI, bias_O)
+        return onednn_product(x, weight_OI, bias_O)
 
     @staticmethod
     @once_differentiable
@@ -111,15 +105,15 @@ class _Linear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         d_x = d_weight = d_bias = None
         if needs_x:
-            d_x = _product(grad, weight_OI.t())
+            d_x = onednn_product(grad, weight_OI.t())
         if needs_weight:
             grad_NO = grad.reshape(-1, grad.shape[-1])
             x_NI = x.reshape(-1, x.shape[-1])
             # oneDNN is up to a third faster with the shorter side in front.
             if len(weight_OI) > weight_OI.shape[1]:
-                d_weight = _product(x_NI.t(), grad_NO.t()).t()
+                d_weight = onednn_product(x_NI.t(), grad_NO.t()).t()
             else:
-                d_weight = _product(grad_NO.t(), x_NI.t())
+                d_weight = onednn_product(grad_NO.t(), x_NI.t())
         if needs_bias:
             d_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
         return d_x, d_weight, d_bias
