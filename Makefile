@@ -7,9 +7,12 @@ export TQDM_DISABLE = 1
 TASK   ?= countdown
 SEED   ?= 0
 ALGO   ?= rloo
+# Tests wait for processes more than they compute: one more than there are cores on a small machine.
+JOBS   ?= 3
+ROUNDS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-rm test check format proto bench clean
+.PHONY: help demo demo-rm test fuzz check format proto bench clean
 
 help:  ## Show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -30,8 +33,13 @@ demo: $(VENV)/.installed  ## Train a small policy against the service; TASK=coun
 demo-rm: $(VENV)/.installed  ## The learned-reward path: preferences, reward model, service; ALGO=rloo|ppo
 	$(PY) examples/demo/learned_reward.py --algorithm $(ALGO) --seed $(SEED)
 
-test: $(VENV)/.installed  ## Run all tests
-	$(VENV)/bin/pytest -q $(ARGS)
+test: $(VENV)/.installed  ## Run all tests, JOBS=3 side by side
+	$(VENV)/bin/pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+
+fuzz: $(VENV)/.installed  ## Ask the property tests new examples, ROUNDS=20 times
+	for round in $$(seq $(ROUNDS)); do \
+	  $(VENV)/bin/pytest -q -n $(JOBS) --hypothesis-profile=fuzz tests/property $(ARGS) || exit 1; \
+	done
 
 check: $(VENV)/.installed .venv-proto/.installed  ## Format, lint, types, layers, spelling, stubs
 	$(VENV)/bin/ruff format --check .

@@ -27,7 +27,7 @@ from rewardsvc.verifiers.sandbox.cgroups import find_home, group_folders
 from rewardsvc.verifiers.sandbox.nursery import NUM_WARM
 
 SMALL = Limits(
-    cpu_ms=100, wall_ms=2000, memory_mib=64, output_bytes=1 << 18, disk_mib=8, num_files=64
+    cpu_ms=300, wall_ms=4000, memory_mib=64, output_bytes=1 << 18, disk_mib=8, num_files=64
 )
 PROCESSES_PER_SLOT = 3 + 2 * (1 + NUM_WARM)
 """Keeper, porter, supervisor; for Python and for the rest one that forks and children that wait."""

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import psutil
 import pytest
 import tiny_models
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rewardsvc.policy_client import AsyncRewardClient, ScorerUnusable, ServiceUnavailable
+from rewardsvc.policy_client import AsyncRewardClient, ScorerUnusable
 from rewardsvc.v1 import admin_pb2
 from rewardsvc.v1 import reward_pb2 as pb
 
@@ -142,8 +143,10 @@ async def test_worker_that_would_come_back_with_other_weights_stays_out_until_re
             os.kill(worker.pid, signal.SIGKILL)
         await until(lambda: not victim.is_up and not other.is_up)
         assert not await is_healthy()
-        with pytest.raises(ServiceUnavailable, match="0 of 2 workers serve"):
-            await client.score("orm", ["a"], ["b"], timeout_s=0.1)
+        request = pb.ScoreRequest(scorer="orm", samples=[pb.Sample(prompt_text="a", completion_text="b")])
+        with pytest.raises(grpc.aio.AioRpcError, match="0 of 2 workers serve") as refused:
+            await server.reward.Score(request, timeout=30)
+        assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_front_without_models_of_its_own_loads_no_torch_and_no_worker_outlives_it(

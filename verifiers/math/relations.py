@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from decimal import Decimal
+from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -45,8 +45,10 @@ _SUBSCRIPT = re.compile(r"_\s?(?:\{[^{}]*\}|[A-Za-z0-9])|\^\s?\{-1\}|[A-Za-z]\([
 _NO_NAME = re.compile(r"[0-9+*/^!∞ℝ∅-]|\\(?:pi|cdot|times|pm|mp|sqrt)(?![A-Za-z])", re.ASCII)
 _LETTER = re.compile(r"[A-Za-z]", re.ASCII)
 _ABSOLUTE = re.compile(r"\|[^|]+\|")
-_DECIMAL = re.compile(r"-?[0-9]*\.?(?P<places>(?<=\.)[0-9]+)?", re.ASCII)
+_DECIMAL = re.compile(r"-?(?=\.?[0-9])[0-9]*(?:\.(?P<places>[0-9]*))?", re.ASCII)
+_PRECISION = 60
 _MAX_NAME_CHARS = 60
+_MAX_SIDES = 200
 
 
 def is_name(text: str) -> bool:
@@ -129,6 +131,8 @@ def related(text: str, parts: Parts, read: Read) -> Form:
     sides = [side.strip() for _, side in parts]
     if not all(sides):
         raise RefusedError("a relation without two sides")
+    if len(sides) > _MAX_SIDES:
+        raise RefusedError(f"a chain of more than {_MAX_SIDES} sides")
     kinds = set(relations)
     if kinds == {"∈"} and len(sides) == 2:
         return Named(names=(name_key(sides[0]),), form=read(sides[1]))
@@ -239,8 +243,9 @@ def _rounds_to(exact: Form, rounded: Form) -> bool:
     value = exact.expression.decimal()
     if value is None:
         return False
-    half_a_unit = Decimal(5).scaleb(-len(match["places"] or "") - 1)
-    return abs(value - Decimal(rounded.text)) <= half_a_unit
+    with localcontext(Context(prec=_PRECISION)):  # the caller's may trap anything
+        half_a_unit = Decimal(5).scaleb(-len(match["places"] or "") - 1)
+        return abs(value - Decimal(rounded.text)) <= half_a_unit
 
 
 def _approximate(sides: list[str], relations: list[str], read: Read) -> Form:
