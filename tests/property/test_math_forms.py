@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from rewardsvc.verifiers.math.form_reader import read_forms
@@ -20,7 +20,8 @@ FRAGMENTS = [
     "=", "<", ">", "\\le ", "\\ge ", "\\ne ", "\\in ", "\\cup ", "\\cap ", "\\setminus ", "\\pm ",
     ",", ", ", ";", ":", " or ", "\\text{ and }", "|", "!", "\\infty", "\\mathbb{R}", "\\emptyset",
     "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "\\ln ", "\\sin ", "\\log_2 ", "\\approx ",
-    "0.\\overline{3}", "1,000", "\\langle", "\\rangle", "\\%", "^\\circ", " cm", "\\ldots",
+    "0.\\overline{3}", "-", "--", ".", "1.", "1,000", "\\langle", "\\rangle", "\\%", "^\\circ",
+    " cm", "\\ldots",
     "\\binom{5}{2}", "\x00", "٣", "9" * 400, "^{9999}",
 ]  # fmt: skip
 any_notation = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=25).map("".join)
@@ -55,6 +56,10 @@ def decided(reference: str, answer: str) -> bool | None:
 
 
 @given(any_notation, any_notation)
+@example("1", r"1\approx -")
+@example("1", r"1\approx .")
+@example("x", r"\sin(x*9^{2500}*9^{2500})")
+@example(r"\sqrt" * 390 + "2", "2")
 @settings(max_examples=300)
 def test_any_two_texts_are_decided_or_left_open(reference: str, answer: str) -> None:
     result = decide(Question(reference=normalised(reference), answer=normalised(answer)))

@@ -15,15 +15,16 @@ Work is bounded: by the bits of a coefficient, and by a budget of coefficient pr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
-from functools import lru_cache
 
 from rewardsvc.verifiers.arithmetic import MAX_BITS, RefusedError
+from rewardsvc.verifiers.math.decimals import DIGITS, decimal_of
 from rewardsvc.verifiers.math.radicals import (
     EULER,
     IMAGINARY,
@@ -36,13 +37,16 @@ from rewardsvc.verifiers.math.radicals import (
     sine,
 )
 
-_MAX_WORK = 20_000
+_MAX_WORK = 12_000
+"""Some 50 ms of a slow machine."""
 _BITS_A_UNIT = 256
+_COMPARED_A_UNIT = 8
+"""Terms that are compared for what multiplying two costs."""
 _MAX_EXPONENT = 10_000
-_DIGITS = 60
-_LOST_DIGITS = 25
-"""A sum that cancels more digits than this has no reliable decimal value."""
-_PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
+_MAX_NAME_CHARS = 64
+"""Of an opaque thing; a longer name is replaced by its digest. Powers of sums write a name many
+times, so that names of names would grow exponentially."""
+_NAME_DIGEST_BYTES = 16
 
 
 _shared_budget: ContextVar[list[int] | None] = ContextVar("_shared_budget", default=None)
@@ -85,8 +89,8 @@ class Expression:
         if not self.is_constant() or IMAGINARY in self.names():
             return None
         try:
-            with localcontext(Context(prec=_DIGITS)):
-                top, bottom = _decimal(self.top), _decimal(self.bottom)
+            with localcontext(Context(prec=DIGITS)):
+                top, bottom = decimal_of(self.top), decimal_of(self.bottom)
                 return None if top is None or not bottom else top / bottom
         except ArithmeticError:  # beyond what a decimal holds
             return None
@@ -98,7 +102,13 @@ class Expression:
 
 @contextmanager
 def one_budget() -> Iterator[None]:
-    """Within it all algebras share one budget, so that a hundred expressions cost no more."""
+    """Within it all algebras share one budget, so that a hundred expressions cost no more.
+
+    Within another one it changes nothing.
+    """
+    if _shared_budget.get() is not None:
+        yield
+        return
     token = _shared_budget.set([_MAX_WORK])
     try:
         yield
@@ -114,7 +124,7 @@ class Algebra:
 
     def add(self, left: Expression, right: Expression) -> Expression:
         """left + right."""
-        self._charge(len(left.top) + len(right.top))
+        self.charge(len(left.top) + len(right.top))
         opaque = left.is_opaque or right.is_opaque
         if left.bottom == right.bottom:
             return Expression(_sum(left.top, right.top), left.bottom, opaque)
@@ -168,13 +178,20 @@ class Algebra:
                 if real and not name.isdigit():
                     return self.multiply(
                         of_terms(rational_power(coefficient, number)),
-                        Expression({((name, known * number),): Fraction(1)}, _ONE, base.is_opaque),
+                        Expression(
+                            {((name, _plain(known * number)),): _UNIT}, _ONE, base.is_opaque
+                        ),
                     )
         return opaque(f"({base.key()})^({number})")
 
     def equal(self, left: Expression, right: Expression) -> bool | None:
         """Whether two expressions are the same; None if that is not known."""
-        self._charge(len(left.top) + len(right.top))
+        if left.bottom == right.bottom:
+            self.charge((len(left.top) + len(right.top)) // _COMPARED_A_UNIT)
+            if left.top == right.top:
+                return True
+            return None if left.is_opaque or right.is_opaque else False
+        self.charge(len(left.top) + len(right.top))
         difference = _sum(
             self._product(left.top, right.bottom),
             {m: -c for m, c in self._product(right.top, left.bottom).items()},
@@ -191,7 +208,8 @@ class Algebra:
         ratio = left.top[first] / right.top[first]
         return all(left.top[m] == ratio * c for m, c in right.top.items())
 
-    def _charge(self, work: int) -> None:
+    def charge(self, work: int) -> None:
+        """Takes work off the budget: one is about what multiplying two coefficients costs."""
         self._budget[0] -= work
         if self._budget[0] < 0:
             raise RefusedError("an expression that is too large")
@@ -229,12 +247,13 @@ class Algebra:
         bits = max((_bits(c) for terms in (left, right) for c in terms.values()), default=0)
         if bits > MAX_BITS:
             raise RefusedError(f"a number of more than {MAX_BITS} bits")
-        self._charge(len(left) * len(right) * (1 + bits // _BITS_A_UNIT))
+        self.charge(len(left) * len(right) * (1 + bits // _BITS_A_UNIT))
         result: dict[Monomial, Fraction] = {}
         for monomial, coefficient in left.items():
             for other, factor in right.items():
                 extra, product = _times(monomial, other)
-                _accumulate(result, product, coefficient * factor * extra)
+                value = coefficient * factor
+                _accumulate(result, product, value if extra == 1 else value * extra)
         return result
 
 
@@ -250,16 +269,20 @@ def of_terms(terms: Terms) -> Expression:
 
 def symbol(name: str) -> Expression:
     """A generator: `PI`, `EULER`, `IMAGINARY` or a variable."""
-    return Expression({((name, Fraction(1)),): Fraction(1)}, _ONE)
+    return Expression({((name, 1),): _UNIT}, _ONE)
 
 
 def opaque(name: str) -> Expression:
     """Something of which only the name is known; the same name is the same thing."""
-    return Expression({((f"<{name}>", Fraction(1)),): Fraction(1)}, _ONE, True)
+    if len(name) > _MAX_NAME_CHARS:
+        data = name.encode("utf-8", "surrogatepass")
+        name = hashlib.blake2b(data, digest_size=_NAME_DIGEST_BYTES).hexdigest()
+    return Expression({((f"<{name}>", 1),): _UNIT}, _ONE, True)
 
 
-_ONE: Terms = {(): Fraction(1)}
-_I_PI = Expression({((IMAGINARY, Fraction(1)), (PI, Fraction(1))): Fraction(1)}, _ONE)
+_UNIT = Fraction(1)
+_ONE: Terms = {(): _UNIT}
+_I_PI = Expression({((IMAGINARY, 1), (PI, 1)): _UNIT}, _ONE)
 
 
 def _is_constant(name: str) -> bool:
@@ -296,21 +319,29 @@ def _sum(left: Terms, right: Terms) -> Terms:
 
 
 def _accumulate(terms: dict[Monomial, Fraction], monomial: Monomial, value: Fraction) -> None:
-    total = terms.get(monomial, 0) + value
+    known = terms.get(monomial)
+    total = value if known is None else known + value
+    if _bits(total) > MAX_BITS:  # sums of fractions grow as products do
+        raise RefusedError(f"a number of more than {MAX_BITS} bits")
     if total:
-        terms[monomial] = Fraction(total)
+        terms[monomial] = total
     else:
         terms.pop(monomial, None)
 
 
-def _times(left: Monomial, right: Monomial) -> tuple[Fraction, Monomial]:
-    """The product of two monomials, and the rational number that falls out of its radicals."""
-    factor = Fraction(1)
+def _plain(exponent: Fraction | int) -> Fraction | int:
+    """An exponent, as an integer if it is one."""
+    return exponent if type(exponent) is int or exponent.denominator > 1 else int(exponent)
+
+
+def _times(left: Monomial, right: Monomial) -> tuple[int, Monomial]:
+    """The product of two monomials, and the integer that falls out of its radicals."""
+    factor = 1
     if not left or not right:
         return factor, left or right
     exponents = dict(left)
     for name, exponent in right:
-        total = exponents.get(name, Fraction(0)) + exponent
+        total = _plain(exponents.get(name, 0) + exponent)
         if name.isdigit() and total >= 1:
             factor *= int(name)
             total -= 1
@@ -335,34 +366,11 @@ def _turn(base: Expression, half_turns: Expression) -> Expression | None:
     return algebra.add(of_terms(real), algebra.multiply(of_terms(imaginary), symbol(IMAGINARY)))
 
 
-def _decimal(terms: Terms) -> Decimal | None:
-    total, largest = Decimal(0), Decimal(0)
-    for monomial, coefficient in terms.items():
-        value = Decimal(coefficient.numerator) / Decimal(coefficient.denominator)
-        for name, exponent in monomial:
-            value *= _value_of(name) ** (Decimal(exponent.numerator) / exponent.denominator)
-        total += value
-        largest = max(largest, abs(value))
-    if abs(total) < largest.scaleb(-_LOST_DIGITS):
-        return None
-    return total
-
-
-@lru_cache(maxsize=256)
-def _value_of(name: str) -> Decimal:
-    with localcontext(Context(prec=_DIGITS)):
-        if name == PI:
-            return _PI
-        if name == EULER:
-            return Decimal(1).exp()
-        if name.startswith(LOGARITHM):
-            return Decimal(name.removeprefix(LOGARITHM)).ln()
-        return Decimal(name)
-
-
 def _key(terms: Terms) -> str:
+    # Hexadecimal: Python refuses to write long numbers in decimal digits.
     parts = (
-        f"{coefficient}" + "".join(f"*{name}^{exponent}" for name, exponent in monomial)
+        f"{coefficient.numerator:x}/{coefficient.denominator:x}"
+        + "".join(f"*{name}^{exponent}" for name, exponent in monomial)
         for monomial, coefficient in terms.items()
     )
     return "+".join(sorted(parts)) or "0"

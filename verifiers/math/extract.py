@@ -26,8 +26,10 @@ from rewardsvc.verifiers.text import after_thinking, last_line
 _PHRASE = re.compile(r"(?:\banswer\s{0,3}(?:is|are|:|=)|####)[ \t]{0,8}:?", re.IGNORECASE)
 _NUMBER = re.compile(
     r"(?:(?<![0-9A-Za-z)])-)?(?:\\frac\{-?[0-9]{1,99}\}\{-?[0-9]{1,99}\}"
-    r"|(?<![0-9A-Za-z])(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])|[0-9]{1,3}(?: [0-9]{3})+(?![0-9])"
-    r"|[0-9]+)(?:\.[0-9]+|,[0-9]+(?![0-9,]))?(?:/[0-9]+)?|\.[0-9]+))(?:\\?%)?",
+    # Groups that turn out to be no number must not be tried again from each of their commas.
+    r"|(?<![0-9A-Za-z])(?:(?:(?<![0-9],)[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])"
+    r"|[0-9]{1,3}(?: [0-9]{3})+(?![0-9])|[0-9]+)"
+    r"(?:\.[0-9]+|,[0-9]+(?![0-9,]))?(?:/[0-9]+)?|\.[0-9]+))(?:\\?%)?",
     re.ASCII,
 )
 _SENTENCE_END = re.compile(r"\.(?=\s|\Z)|\n")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from rewardsvc.verifiers.arithmetic import RefusedError
-from rewardsvc.verifiers.math.algebra import Algebra, symbol
+from rewardsvc.verifiers.math.algebra import Algebra, one_budget, symbol
 from rewardsvc.verifiers.math.forms import (
     EMPTY,
     REAL_LINE,
@@ -26,10 +26,11 @@ from rewardsvc.verifiers.math.forms import (
     Scalar,
     Unreadable,
 )
-from rewardsvc.verifiers.math.normalise import text_key
+from rewardsvc.verifiers.math.normalise import text_key, without_outer_braces
 from rewardsvc.verifiers.math.rational import decimal_places, split_percent
 from rewardsvc.verifiers.math.reader import has_index_letters, read_expression
 from rewardsvc.verifiers.math.real_sets import (
+    MAX_PIECES,
     complement,
     end_at,
     infinite_end,
@@ -92,7 +93,11 @@ _FRENCH = re.compile(r"\][^][]{1,200}[][]|[][][^][]{1,200}\[")
 
 def read_forms(text: str) -> list[Form]:
     """What a normalised text may say; several readings where commas may mean two things."""
-    text = _respelled(text)
+    with one_budget():
+        return _readings(_respelled(text))
+
+
+def _readings(text: str) -> list[Form]:
     forms: list[Form] = []
     if _DECIMAL_COMMA.fullmatch(text) and not _GROUPED.fullmatch(text):
         forms.append(_scalar(text.replace(",", ".")))
@@ -133,7 +138,7 @@ def _mixed(match: re.Match[str]) -> str:
 
 
 def _read(text: str, depth: int) -> Form:
-    text = _without_braces(text.strip())
+    text = without_outer_braces(text)
     if not text or depth > MAX_DEPTH:
         return Unreadable(text=text_key(text))
     if text == "∅":
@@ -294,6 +299,8 @@ def _is_number(form: Form) -> bool:
 
 
 def _set_operation(parts: Parts, depth: int) -> Form:
+    if len(parts) > MAX_PIECES:
+        raise RefusedError(f"more than {MAX_PIECES} sets")
     result: RealSet | None = None
     for operation, part in parts:
         one = as_real_set(_read(part, depth + 1))
@@ -339,6 +346,8 @@ def _matrix(body: str, depth: int) -> Form:
 
 
 def _ratio(text: str, parts: Parts) -> Form:
+    if len(parts) > MAX_ITEMS:
+        raise RefusedError(f"more than {MAX_ITEMS} items")
     numbers = tuple(_scalar(part) for _, part in parts)
     if any(n.expression is None or n.percent or not n.expression.is_constant() for n in numbers):
         return Unreadable(text=text_key(text))
@@ -368,9 +377,3 @@ def _scalar(text: str) -> Scalar:
     except RefusedError:
         expression = None
     return Scalar(text=key, expression=expression, percent=percent, places=decimal_places(number))
-
-
-def _without_braces(text: str) -> str:
-    while text.startswith("{") and text.endswith("}") and _is_one_pair(text, len(text) - 1):
-        text = text[1:-1].strip()
-    return text

@@ -64,7 +64,7 @@ def normalised(text: str) -> str:
     text = _SPACE_COMMAND.sub(" ", _LAYOUT.sub(" ", text))
     text = " ".join(_FRACTION.sub(r"\\frac", text).split())
     text = text.removesuffix(".").rstrip()
-    return _without_outer_braces(text)
+    return without_outer_braces(text)
 
 
 def text_key(text: str) -> str:
@@ -145,8 +145,11 @@ def nesting_depth(text: str) -> int:
     return deepest
 
 
-def _without_outer_braces(text: str) -> str:
-    """Takes off braces that enclose everything: one pass finds each brace's partner."""
+def without_outer_braces(text: str) -> str:
+    """`text` without blanks and braces around all of it: one pass finds each brace's partner."""
+    text = text.strip()
+    if not text.startswith("{"):
+        return text
     partner: dict[int, int] = {}
     open_positions: list[int] = []
     escaped = False
@@ -161,9 +164,9 @@ def _without_outer_braces(text: str) -> str:
             partner[open_positions.pop()] = position
     start, end = 0, len(text)
     while True:
-        while start < end and text[start] == " ":
+        while start < end and text[start].isspace():
             start += 1
-        while end > start and text[end - 1] == " ":
+        while end > start and text[end - 1].isspace():
             end -= 1
         if start >= end or partner.get(start) != end - 1:
             return text[start:end]

@@ -13,6 +13,8 @@ from typing import cast
 
 from rewardsvc.verifiers.arithmetic import MAX_DIGITS, RefusedError, Symbol, evaluate
 
+_MAX_CHARS = 2_000
+"""A longer text writes no number that anybody wants: it may have `MAX_DIGITS` digits and commas."""
 _MAX_EXPONENT_DIGITS = 4
 _MIN_ROUNDED_DIGITS = 6
 """A decimal with this many significant digits may stand for a number that rounds to it."""
@@ -73,6 +75,8 @@ class Rational:
 
 def parse_rational(text: str) -> Rational | None:
     """The number that a normalised text writes; None if it writes none, or one out of hand."""
+    if len(text) > _MAX_CHARS:
+        return None
     text, percent = split_percent(text)
     try:
         value = evaluate(_tokenize(text))

@@ -8,63 +8,25 @@ mixed number or a factor.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from math import comb, factorial
 
-from rewardsvc.verifiers.arithmetic import MAX_DIGITS, RefusedError
-from rewardsvc.verifiers.math.algebra import (
-    Algebra,
-    Expression,
-    of_terms,
-    opaque,
-    rational,
-    symbol,
-)
-from rewardsvc.verifiers.math.radicals import (
-    EULER,
-    IMAGINARY,
-    PI,
-    cosine,
-    logarithm,
-    odd_root,
-    sine,
-)
+from rewardsvc.verifiers.arithmetic import RefusedError
+from rewardsvc.verifiers.math.algebra import Algebra, Expression, of_terms, rational, symbol
+from rewardsvc.verifiers.math.functions import absolute_value, value_of
+from rewardsvc.verifiers.math.radicals import IMAGINARY, PI, odd_root
+from rewardsvc.verifiers.math.tokens import read_number, read_recurring, tokens_of
 
 MAX_CHARS = 2_000
 _MAX_DEPTH = 60
 _MAX_FACTORIAL = 170
 _MAX_ROOT = 100
 
-_GREEK = (
-    "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|"
-    "rho|sigma|tau|upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Phi|Psi|"
-    "Omega|ell"
-)
-_TOKEN = re.compile(
-    rf"""\s*(?:
-      (?P<recurring>[0-9]*\.[0-9]*\\(?:overline|bar|dot)\s?(?:\{{[0-9]{{1,20}}\}}|[0-9])
-          (?:[0-9]{{0,18}}\\dot\s?(?:\{{[0-9]\}}|[0-9]))?)
-    | (?P<number>(?:[1-9][0-9]{{0,2}}(?:(?:,|\{{,\}})[0-9]{{3}})+(?![0-9])|[0-9]+)(?:\.[0-9]*)?
-          |\.[0-9]+)
-          (?P<scale>[eE][+-]?[0-9]{{1,3}}(?![0-9.]))?
-    | (?P<function>\\(?:log_\s?(?:[0-9]|\{{\s?[0-9]{{1,9}}\s?\}})
-          |(?:sin|cos|tan|cot|sec|csc|ln|log|exp|arcsin|arccos|arctan|sinh|cosh|tanh)(?![A-Za-z])))
-    | (?P<word>sqrt|pi|sin|cos|tan|ln|log|exp|abs)(?![A-Za-z])
-    | (?P<name>(?:[A-Za-z]|\\(?:{_GREEK})(?![A-Za-z]))
-          (?:_\s?(?:[A-Za-z0-9]|\{{\s?[A-Za-z0-9]{{1,8}}\s?\}}))?)
-    | (?P<operator>\\(?:times|cdot|ast)(?![A-Za-z])|\*\*?|\\div(?![A-Za-z])|[-+/^!])
-    | (?P<bar>\\[lr]?vert(?![A-Za-z])|\||\\\|)
-    | (?P<command>\\(?:frac|sqrt|pi|circ|binom|dbinom|tbinom|degree)(?![A-Za-z])|°)
-    | (?P<bracket>[][(){{}}])
-    )""",
-    re.ASCII | re.VERBOSE,
-)
-_UPRIGHT = re.compile(r"\\(?:mathrm|text|mathit|textrm)\s?\{\s?([A-Za-z])\s?\}", re.ASCII)
+_INDEX_LETTERS = re.compile(r"(?<![A-Za-z\\])[jkmn](?![A-Za-z])|_", re.ASCII)
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _FUNCTION_LETTERS = frozenset("fghFGHPQW")
-_INDEX_LETTERS = re.compile(r"(?<![A-Za-z\\])[jkmn](?![A-Za-z])|_", re.ASCII)
-_SPELLINGS = {"**": "^", "\\times": "*", "\\cdot": "*", "\\ast": "*", "\\div": "/"}
 
 
 def has_index_letters(text: str) -> bool:
@@ -84,22 +46,7 @@ def read_expression(text: str, *, index_i: bool = False) -> Expression:
     """
     if len(text) > MAX_CHARS:
         raise RefusedError(f"an expression of {len(text)} characters")
-    reader = _Reader(_tokens(_UPRIGHT.sub(r"\1 ", text)), index_i)
-    return reader.read()
-
-
-def _tokens(text: str) -> list[tuple[str, str]]:
-    tokens: list[tuple[str, str]] = []
-    position, end = 0, len(text.rstrip())
-    while position < end:
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise RefusedError(f"{text[position : position + 1]!r} is no part of an expression")
-        kind = "number" if match["scale"] else str(match.lastgroup)
-        lexeme = match.group().strip()
-        tokens.append((kind, "|" if kind == "bar" else _SPELLINGS.get(lexeme, lexeme)))
-        position = match.end()
-    return tokens
+    return _Reader(tokens_of(text), index_i).read()
 
 
 class _Reader:
@@ -137,15 +84,11 @@ class _Reader:
             raise RefusedError(f"{text!r} is missing")
 
     def _sum(self) -> Expression:
-        self._depth += 1
-        if self._depth > _MAX_DEPTH:
-            raise RefusedError("an expression that is too deep")
         value = self._signed(self._product)
         while self._text() in ("+", "-"):
             negative = self._take() == "-"
             term = self._signed(self._product)
             value = self._algebra.add(value, self._algebra.negate(term) if negative else term)
-        self._depth -= 1
         return value
 
     def _signed(self, operand: Callable[[], Expression]) -> Expression:
@@ -224,23 +167,33 @@ class _Reader:
         return self._algebra.multiply(value, half_turn)
 
     def _exponent(self) -> Expression:
+        with self._one_deeper():
+            value = self._signed(self._atom)
+            if self._text() == "^":
+                self._take()
+                value = self._algebra.power(value, self._exponent())
+        return value
+
+    @contextmanager
+    def _one_deeper(self) -> Iterator[None]:
+        """Around whatever may contain itself, with brackets or, as in `\\sqrt\\sqrt 2`, without."""
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             raise RefusedError("an expression that is too deep")
-        value = self._signed(self._atom)
-        if self._text() == "^":
-            self._take()
-            value = self._algebra.power(value, self._exponent())
+        yield
         self._depth -= 1
-        return value
 
     def _atom(self) -> Expression:
+        with self._one_deeper():
+            return self._one_atom()
+
+    def _one_atom(self) -> Expression:
         kind, text = self._kind(), self._take()
         match kind:
             case "number":
-                return rational(_number(text))
+                return rational(read_number(text))
             case "recurring":
-                return rational(_recurring(text))
+                return rational(read_recurring(text))
             case "name":
                 return self._name(text)
             case "function":
@@ -250,7 +203,7 @@ class _Reader:
             case "word" if text == "sqrt":
                 return self._root(2)
             case "word" if text == "abs":
-                return self._absolute(self._bracketed())
+                return absolute_value(self._algebra, self._bracketed())
             case "word":
                 return self._function(text)
             case "command":
@@ -260,7 +213,7 @@ class _Reader:
                 inside = self._sum()
                 self._open_bars -= 1
                 self._expect("|")
-                return self._absolute(inside)
+                return absolute_value(self._algebra, inside)
             case "bracket" if text in _CLOSING:
                 self._position -= 1
                 return self._bracketed()
@@ -331,7 +284,7 @@ class _Reader:
         argument = self._function_argument()
         if power is not None and power.as_fraction() == -1:
             name, power = f"arc{name}", None
-        value = self._value(name, argument, base.strip("{} "))
+        value = value_of(self._algebra, name, argument, base.strip("{} "))
         return value if power is None else self._algebra.power(value, power)
 
     def _function_argument(self) -> Expression:
@@ -352,64 +305,9 @@ class _Reader:
             raise RefusedError("a quotient that may or may not belong to an argument")
         return value
 
-    def _value(self, name: str, argument: Expression, base: str) -> Expression:
-        algebra = self._algebra
-        turns = algebra.divide(argument, symbol(PI)).as_fraction()
-        match name:
-            case "sin" | "cos":
-                known = None
-                if turns is not None:
-                    known = sine(turns) if name == "sin" else cosine(turns)
-                return opaque(f"{name}({argument.key()})") if known is None else of_terms(known)
-            case "tan":
-                return algebra.divide(
-                    self._value("sin", argument, ""), self._value("cos", argument, "")
-                )
-            case "cot" | "sec" | "csc":
-                inverse = {"cot": "tan", "sec": "cos", "csc": "sin"}[name]
-                return algebra.invert(self._value(inverse, argument, ""))
-            case "exp":
-                return algebra.power(symbol(EULER), argument)
-            case "ln" | "log":
-                return self._logarithm(name, argument, base)
-        return opaque(f"{name}({argument.key()})")
-
-    def _logarithm(self, name: str, argument: Expression, base: str) -> Expression:
-        value = argument.as_fraction()
-        if argument == symbol(EULER) and name == "ln":
-            return rational(Fraction(1))
-        if value is None or (base and not base.isdigit()):
-            return opaque(f"{name}_{base}({argument.key()})")
-        found = of_terms(logarithm(value))
-        if base:
-            return self._algebra.divide(found, of_terms(logarithm(Fraction(int(base)))))
-        # Nobody knows the base of a bare log, but whatever it is, log 4 is 2 log 2.
-        return found if name == "ln" else self._algebra.multiply(found, opaque("log"))
-
-    def _absolute(self, value: Expression) -> Expression:
-        number = value.decimal()
-        if number is None:
-            return opaque(f"|{value.key()}|") if value.top else value
-        return self._algebra.negate(value) if number < 0 else value
-
 
 def _small(value: Expression, limit: int) -> int:
     number = value.as_fraction()
     if number is None or number.denominator != 1 or not 0 <= number <= limit:
         raise RefusedError(f"a number that is no integer from 0 to {limit}")
     return int(number)
-
-
-def _number(text: str) -> Fraction:
-    if len(text) > MAX_DIGITS:
-        raise RefusedError(f"a number of more than {MAX_DIGITS} digits")
-    return Fraction(text.replace("{,}", "").replace(",", ""))
-
-
-def _recurring(text: str) -> Fraction:
-    """`0.1\\overline{6}`, `0.1\\dot{6}`, `0.\\dot{1}4\\dot{2}`."""
-    before, _, after = re.split(r"(\\[a-z]+)", text, maxsplit=1)
-    whole, _, fixed = before.partition(".")
-    period = re.sub(r"\\dot|[{}\s]", "", after)
-    value = Fraction(int(f"{whole or 0}{fixed}"), 10 ** len(fixed))
-    return value + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(fixed))

@@ -11,7 +11,7 @@ from rewardsvc.verifiers.math.forms import INFINITY, End, RealSet, Scalar
 
 _CLOSE = 25
 """Ends that agree to this many digits are compared exactly."""
-_MAX_PIECES = 64
+MAX_PIECES = 64
 
 Piece = tuple[End, End]
 
@@ -56,8 +56,8 @@ def point(value: Scalar) -> RealSet:
 def union(sets: Sequence[RealSet]) -> RealSet:
     """All that is in any of them, in as few pieces as possible."""
     pieces = [piece for one in sets for piece in one.pieces if _is_there(piece)]
-    if len(pieces) > _MAX_PIECES:
-        raise RefusedError(f"a set of more than {_MAX_PIECES} pieces")
+    if len(pieces) > MAX_PIECES:
+        raise RefusedError(f"a set of more than {MAX_PIECES} pieces")
     pieces.sort(key=lambda piece: (piece[0].decimal, piece[0].is_open))
     merged: list[Piece] = []
     for low, high in pieces:

@@ -134,7 +134,7 @@ def related(text: str, parts: Parts, read: Read) -> Form:
     if len(sides) > _MAX_SIDES:
         raise RefusedError(f"a chain of more than {_MAX_SIDES} sides")
     kinds = set(relations)
-    if kinds == {"∈"} and len(sides) == 2:
+    if kinds == {"∈"} and len(sides) == 2 and is_name(sides[0]):
         return Named(names=(name_key(sides[0]),), form=read(sides[1]))
     if kinds == {"≠"} and len(sides) == 2 and is_name(sides[0]):
         return _named(sides[0], complement(_points(read(sides[1]))))

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
-from fractions import Fraction
 
 from rewardsvc.verifiers.arithmetic import RefusedError
-from rewardsvc.verifiers.math.algebra import Algebra, Expression, rational
+from rewardsvc.verifiers.math.algebra import Algebra, Expression
 from rewardsvc.verifiers.math.form_reader import as_real_set
 from rewardsvc.verifiers.math.forms import (
     End,
@@ -28,13 +26,12 @@ from rewardsvc.verifiers.math.forms import (
     Scalar,
     Unreadable,
 )
-from rewardsvc.verifiers.math.rational import is_finite_decimal
 from rewardsvc.verifiers.math.reader import read_expression
+from rewardsvc.verifiers.math.same_numbers import cross_equal, same_quotient, same_scalar
 
 _MAX_GUESSES = 4
 """How many times as many items as the reference an answer may list."""
 _MAX_PAIRS = 10_000
-_PRECISION = 60
 _ARGUMENT = re.compile(r"(?<=[A-Za-z])\([a-z]\)\Z", re.ASCII)
 _UNORDERED = (Grouping.BRACES, Grouping.LIST)
 
@@ -66,9 +63,9 @@ def _same(reference: Form, answer: Form) -> bool | None:
         case Ratio(), Ratio():
             return _same_ratio(reference, answer)
         case Ratio(), Scalar():
-            return _same_quotient(reference, answer)
+            return same_quotient(reference, answer)
         case Scalar(), Ratio():
-            return _same_quotient(answer, reference)
+            return same_quotient(answer, reference)
         case Group(), Group():
             return _same_group(reference, answer)
         case (RealSet(), _) | (_, RealSet()):
@@ -78,44 +75,6 @@ def _same(reference: Form, answer: Form) -> bool | None:
         case Scalar(), Group(items=(item,)) if answer.grouping in _UNORDERED:
             return _same(reference, item)
     return _no_if_read(reference, answer)
-
-
-def same_scalar(reference: Scalar, answer: Scalar) -> bool | None:
-    """Whether two expressions are the same.
-
-    "50%" is both 50 and 0.5, as references are written either way. A decimal of six or more
-    significant digits is what rounds to it, if that has no finite decimal of its own.
-    """
-    if reference.text == answer.text:
-        return True
-    left, right = reference.expression, answer.expression
-    if left is None or right is None:
-        return None
-    algebra = Algebra()
-    verdict = algebra.equal(left, right)
-    if verdict is not True and reference.percent != answer.percent:
-        hundredth = rational(Fraction(1, 100))
-        if reference.percent:
-            verdict = algebra.equal(algebra.multiply(left, hundredth), right)
-        else:
-            verdict = algebra.equal(left, algebra.multiply(right, hundredth))
-    elif verdict is False and (_stands_for(reference, right) or _stands_for(answer, left)):
-        return True
-    return verdict
-
-
-def _stands_for(rounded: Scalar, exact: Expression) -> bool:
-    if not rounded.places or rounded.expression is None:
-        return False
-    fraction, value = exact.as_fraction(), exact.decimal()
-    if value is None or (fraction is not None and is_finite_decimal(fraction)):
-        return False
-    stated = rounded.expression.as_fraction()
-    if stated is None or value.adjusted() + rounded.places > _PRECISION // 2:
-        return False
-    with localcontext(Context(prec=_PRECISION)):
-        unit = Decimal(1).scaleb(-rounded.places)
-        return Fraction(value.quantize(unit, ROUND_HALF_EVEN)) == stated
 
 
 def _same_text(reference: Form, answer: Form) -> bool | None:
@@ -240,28 +199,9 @@ def _same_ratio(reference: Ratio, answer: Ratio) -> bool | None:
     if same_parts is not False or reference.may_be_a_time or answer.may_be_a_time:
         return same_parts
     return _all(
-        _cross_equal(reference.parts[0], answer.parts[0], left, right)
+        cross_equal(reference.parts[0], answer.parts[0], left, right)
         for left, right in zip(reference.parts[1:], answer.parts[1:], strict=True)
     )
-
-
-def _cross_equal(first: Scalar, other: Scalar, left: Scalar, right: Scalar) -> bool | None:
-    expressions = [first.expression, right.expression, other.expression, left.expression]
-    read = [expression for expression in expressions if expression is not None]
-    if len(read) < len(expressions) or not all(expression.top for expression in read):
-        return None
-    algebra = Algebra()
-    return algebra.equal(algebra.multiply(read[0], read[1]), algebra.multiply(read[2], read[3]))
-
-
-def _same_quotient(ratio: Ratio, scalar: Scalar) -> bool | None:
-    if len(ratio.parts) != 2:
-        return False
-    left, right = (part.expression for part in ratio.parts)
-    if left is None or right is None or scalar.expression is None or not right.top:
-        return None
-    algebra = Algebra()
-    return algebra.equal(algebra.divide(left, right), scalar.expression)
 
 
 def _same_group(reference: Group, answer: Group) -> bool | None:
@@ -305,6 +245,7 @@ def _same_items(reference: Group, answer: Group) -> bool | None:
         return False
     if len(wanted) * len(given) > _MAX_PAIRS:
         return None
+    Algebra().charge(len(wanted) * len(given))  # sets may hold sets
     table = [[_same(left, right) for right in given] for left in wanted]
     found = _all(_any(row) for row in table)
     found = _all([found, *(_any(row[place] for row in table) for place in range(len(given)))])

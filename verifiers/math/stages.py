@@ -92,6 +92,11 @@ Stage: TypeAlias = Callable[[Question], Verdict | Question | None]
 
 def decide(question: Question) -> Verdict | Question:
     """The verdict, or what is left to ask a computer algebra system."""
+    with one_budget():
+        return _decide(question)
+
+
+def _decide(question: Question) -> Verdict | Question:
     for stage in EXACT_STAGES:
         result = stage(question)
         if isinstance(result, Verdict):
@@ -116,7 +121,7 @@ def within_limits(question: Question) -> Verdict | None:
     length = len(question.answer)
     if length > max(MAX_ANSWER_CHARS, _MAX_LENGTH_RATIO * len(question.reference)):
         return Verdict.rejected(f"an answer of {length} characters")
-    if nesting_depth(question.answer) > MAX_NESTING:
+    if nesting_depth(question.answer) > max(MAX_NESTING, nesting_depth(question.reference)):
         return Verdict.rejected(f"brackets nested more than {MAX_NESTING} deep")
     return None
 
@@ -279,11 +284,6 @@ def numbers(question: Question) -> Verdict | None:
 
 def structured(question: Question) -> Verdict | None:
     """Decides expressions in normal form, and what is made of them: sets, points, intervals."""
-    with one_budget():
-        return _structured(question)
-
-
-def _structured(question: Question) -> Verdict | None:
     unknown = False
     answers = read_forms(question.answer)
     for reference in read_forms(question.reference):

@@ -31,8 +31,10 @@ _HEADER = struct.Struct(">I")
 _PR_SET_PDEATHSIG = 1
 _MEMORY_EXIT_CODE = 77
 """As `pool.MEMORY_EXIT_CODE`; this script imports nothing of the package."""
-_ENDING_SECONDS = 0.03
-"""What ending a process that holds much memory may take; it counts as the answer's time too."""
+_ENDING_SECONDS = 0.05
+"""By how much a process may outlive its CPU time: the kernel looks at its clock at ticks, other
+processes get the processor now and then, and freeing memory takes a while. It counts as the
+answer's time too."""
 _MIN_SHARE = 0.5
 """Of the limit, which a comparison has in any case."""
 _RELATIVE_TOLERANCE = 1e-5
