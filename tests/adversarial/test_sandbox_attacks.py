@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from child_process import processes_named
 
 from rewardsvc.verifiers.sandbox import Limits, RunResult, RunStatus, Sandbox, find_languages
 
@@ -453,24 +454,13 @@ def test_attack_ends_as_owed(sandbox: Sandbox, attack: Attack, tmp_path: Path) -
     assert after.stdout == b"still here\n", after
 
 
-def jailed_programs() -> list[str]:
-    """Command lines of processes of compiled programs on this machine."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                command = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if command.startswith(b"./program"):
-                found.append(command.decode())
-    return found
-
-
 DAEMON = """
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <unistd.h>
-int main() {
+int main(int n, char **a) {
+    prctl(PR_SET_NAME, "{name}");
+    if (n > 1) sleep(60);
     printf("done\\n"); fflush(stdout);
     if (fork() == 0) {
         setsid();
@@ -483,15 +473,16 @@ int main() {
 
 
 def test_33_setsid_daemon_is_dead_on_return(sandbox: Sandbox) -> None:
-    code = DAEMON.replace("int main() {", "int main(int n, char **a) { if (n > 1) sleep(60);")
+    name = f"left-{os.urandom(4).hex()}"
+    code = DAEMON.replace("{name}", name)
     result = sandbox.run("c", code, limits=Limits(cpu_ms=1000, wall_ms=30_000))
     assert result.status is DONE
     assert result.stdout == b"done\n"
-    assert jailed_programs() == []
+    assert processes_named(name) == []
 
 
 def test_34_daemon_that_holds_stdout_is_not_waited_for(sandbox: Sandbox) -> None:
-    code = DAEMON.replace("int main() {", "int main(int n, char **a) { if (n > 1) sleep(60);")
+    code = DAEMON.replace("{name}", "holds-stdout")
     result = sandbox.run("c", code, limits=Limits(cpu_ms=1000, wall_ms=30_000))
     assert result.status is DONE
     assert result.wall_ms < 30_000

@@ -39,17 +39,20 @@ def test_verdicts_do_not_change_beside_busy_processes(tmp_path: Path) -> None:
     assert [row["flipped_verdicts"] for row in rows] == [0] * 5
 
 
-@pytest.mark.parametrize("problem", ["processes", "mounts", "cgroups", "descriptors"])
+@pytest.mark.parametrize(
+    "problem", ["processes", "mounts", "cgroups", "descriptors", "slot_mib", "own_mib"]
+)
 def test_soak_sees_what_is_left(problem: str) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
         "from soak_sandbox import leftovers\n"
-        "clean = dict.fromkeys(('processes', 'mounts', 'cgroups', 'descriptors'), 3)\n"
+        "names = ('processes', 'mounts', 'cgroups', 'descriptors', 'slot_mib', 'own_mib')\n"
+        "clean = dict.fromkeys(names, 3)\n"
         "found = {name: dict(clean) for name in ('before', 'warm', 'after_runs', 'closed')}\n"
         "found |= {'wrong_ends': {}, 'most_processes': 3}\n"
         "assert not leftovers(found)\n"
         "assert leftovers(found | {'wrong_ends': {'plain': 1}})\n"
-        f"found['after_runs'][{problem!r}] += 1\n"
+        f"found['after_runs'][{problem!r}] += 5\n"
         "assert leftovers(found)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -100,6 +100,8 @@ class Outfit:
         keep_ruleset: Whether they inherit a Landlock ruleset.
         steps: What each does to itself, in this order; takes the working folder.
         install_filter: The last step, if python children have a filter.
+        confine: Puts the forking process itself under the part of the filter that its children
+            inherit, once it has done all else, if they do.
     """
 
     plan: JailPlan
@@ -107,17 +109,28 @@ class Outfit:
     keep_ruleset: bool
     steps: tuple[Callable[[str], object], ...]
     install_filter: Callable[[], None] | None
+    confine: Callable[[], None] | None
 
 
-def prepare(plan: JailPlan) -> Outfit:
-    """Puts on, once, what children inherit from the process that forks them."""
+def prepare(plan: JailPlan, *, inherit_filter: bool) -> Outfit:
+    """Puts on, once, what children inherit from the process that forks them.
+
+    Args:
+        plan: What they wear.
+        inherit_filter: Whether that process does nothing but make python children, and sends no
+            signal, so that most of their filter may be its own.
+    """
     os.umask(0o077)
     _set_fixed_limits(plan)
-    install_filter = None
+    install_filter = confine = None
     if Layer.SECCOMP in plan.layers:
-        linux.prepare_seccomp(_filter(plan))
+        program = _filter(plan)
         if plan.kind == "python":
-            install_filter = partial(linux.install_seccomp, _filter(plan))
+            if inherit_filter:
+                confine = partial(linux.install_seccomp, seccomp.forker_program(CONTROL_FD))
+                program = seccomp.remainder_program(CONTROL_FD)
+            install_filter = partial(linux.install_seccomp, program)
+        linux.prepare_seccomp(program)
     harness.rehearse()
     _rehearse()
     channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -131,6 +144,7 @@ def prepare(plan: JailPlan) -> Outfit:
         keep_ruleset=plan.ruleset >= 0,
         steps=tuple(_steps(plan)),
         install_filter=install_filter,
+        confine=confine,
     )
 
 

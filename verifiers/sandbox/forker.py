@@ -47,12 +47,14 @@ class Forker:
             plan: What its children wear.
         """
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Children of its own need less talk, but only a pid namespace of theirs ends their orphans.
+        self._tid_address = linux.thread_id_address() if Layer.PID_NS in plan.layers else 0
         self._pid = os.fork()
         if self._pid == 0:
             try:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 _keep_only(theirs.fileno(), plan.ruleset)
-                _serve(theirs, plan)
+                _serve(theirs, plan, self._tid_address)
             finally:
                 os._exit(1)
         theirs.close()
@@ -106,6 +108,8 @@ class Forker:
 
     def reap(self, pid: int) -> watch.Usage:
         """Waits for a child that is dead or about to be."""
+        if self._tid_address:
+            return watch.reap(pid)
         with _translated():
             self._channel.send(_REAP + _PID.pack(pid))
         while self._num_asked:
@@ -131,19 +135,31 @@ def _keep_only(channel_fd: int, ruleset: int) -> None:
     os.closerange(previous + 1, child.MAX_FD)
 
 
-def _serve(channel: socket.socket, plan: JailPlan) -> NoReturn:
-    """The forking process, from its first instruction to its last."""
+def _serve(channel: socket.socket, plan: JailPlan, tid_address: int) -> NoReturn:
+    """The forking process, from its first instruction to its last.
+
+    Args:
+        channel: To the supervisor.
+        plan: What the children wear.
+        tid_address: If not 0, children are made as the supervisor's, which reaps them itself.
+    """
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     own_pid = os.getpid()
     nested = Layer.PID_NS in plan.layers
-    pidfd = os.pidfd_open(own_pid) if nested else -1
+    unshared = nested and not tid_address
+    pidfd = os.pidfd_open(own_pid) if unshared else -1
     if not nested:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-    outfit = child.prepare(plan)
-    fork, reap, become_child = os.fork, watch.reap, child.main
+    # It unshares nothing, becomes no other user and kills nobody then.
+    confined = plan.kind == "python" and tid_address > 0 and plan.uid < 0 and plan.ruleset >= 0
+    outfit = child.prepare(plan, inherit_filter=confined)
+    fork = linux.sibling_maker(tid_address) if tid_address else os.fork
+    reap, become_child = watch.reap, child.main
     receive, send, close = wire.receive_body, channel.send, os.close
     unshare, setns, chdir = linux.unshare, linux.setns, os.chdir
     mount_ns, pid_ns = linux.CLONE_NEWNS, linux.CLONE_NEWPID
+    if outfit.confine is not None:
+        outfit.confine()
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -163,7 +179,7 @@ def _serve(channel: socket.socket, plan: JailPlan) -> NoReturn:
             if len(fds) > _NUM_PLAIN_FDS:
                 setns(fds[-1], mount_ns)
                 chdir(folder)
-            if nested:
+            if unshared:
                 unshare(pid_ns)
             pid = fork()
         except OSError as error:
@@ -172,7 +188,7 @@ def _serve(channel: socket.socket, plan: JailPlan) -> NoReturn:
             gc.enable()
             atfork.run_in_child()
             become_child(outfit, folder, fds[0], fds[1])
-        if nested:
+        if unshared:
             setns(pidfd, pid_ns)
         for fd in fds:
             close(fd)

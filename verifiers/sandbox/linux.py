@@ -11,6 +11,7 @@ import functools
 import os
 import struct
 import time
+from collections.abc import Callable
 
 from rewardsvc.verifiers.sandbox.syscalls import syscall_numbers
 
@@ -21,6 +22,8 @@ CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 CLONE_THREAD = 0x0001_0000
+_CLONE_PARENT = 0x0000_8000
+_CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x0020_0000, 0x0100_0000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
@@ -33,6 +36,7 @@ _AT_RECURSIVE = 0x8000
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_TID_ADDRESS = 40
 _PR_SET_SECCOMP = 22
 _PR_CAPBSET_DROP = 24
 _PR_SET_SECUREBITS = 28
@@ -56,7 +60,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # of each, which on the processors that the filter knows fills its register.
 _lean = ctypes.PyDLL(None)
 _unshare, _setns, _capset = _lean.unshare, _lean.setns, _lean.capset
-_raw_prctl, _raw_syscall, _wait4 = _lean.prctl, _lean.syscall, _lean.wait4
+_raw_prctl, _raw_syscall = _lean.prctl, _lean.syscall
+_errno_location = _lean.__errno_location
+_errno_location.restype = ctypes.c_void_p
 
 
 def _check(result: int, name: str) -> int:
@@ -81,6 +87,36 @@ def setns(fd: int, kind: int) -> None:
     """Enters the namespace (or, for a pidfd, the process's namespace) of type `kind`."""
     if _setns(fd, kind) < 0:
         _check(_libc.setns(fd, kind), "setns")
+
+
+def thread_id_address() -> int:
+    """Where the C library keeps the number of the calling thread; 0 if the kernel cannot say."""
+    address = ctypes.c_size_t()
+    refused = _libc.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(address), 0, 0, 0)
+    return 0 if refused else address.value
+
+
+def sibling_maker(tid_address: int) -> Callable[[], int]:
+    """A function that forks as `os.fork` does, but for a child of this process's parent that is the
+    first of a new pid namespace.
+
+    It leaves out what the C library and the interpreter do about a fork, all of which is about
+    locks that another thread may hold: the process must have no other. It returns the new process's
+    id, 0 in that process, and the negative of an error number if the kernel refuses.
+
+    Args:
+        tid_address: From `thread_id_address`; the child's number must be put there.
+    """
+    number = syscall_numbers()["clone"]
+    flags = CLONE_NEWPID | _CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
+    # The order of the last two arguments depends on the processor; only one of them is used.
+    address = ctypes.c_size_t(tid_address)
+
+    def make() -> int:
+        pid: int = _raw_syscall(number, flags, 0, 0, address, address)
+        return pid if pid >= 0 else -ctypes.c_int.from_address(_errno_location()).value
+
+    return make
 
 
 def mount(source: str, target: str, kind: str, flags: int, *, data: str = "") -> None:

@@ -17,8 +17,9 @@ import errno
 import fcntl
 import functools
 import os
+import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from rewardsvc.verifiers.sandbox.linux import CLONE_THREAD
@@ -57,12 +58,19 @@ PYTHON_ALLOWED = frozenset(
     nanosleep gettimeofday time times timerfd_create timerfd_settime timerfd_gettime timer_create
     timer_settime timer_gettime timer_getoverrun timer_delete futex set_robust_list get_robust_list
     rseq set_tid_address arch_prctl uname sysinfo getrlimit setrlimit getrusage getrandom capget
-    wait4 waitid
+    wait4 waitid recvfrom
     """.split()  # noqa: SIM905 - a hundred names, one to a line, would say no more
 )
 """Calls that a Python run may make with any arguments."""
 
 _SIGNALS = frozenset({"kill", "tkill", "tgkill"})
+
+_FORKER_ONLY = frozenset({"setns", "sendmsg", "setsid", "capset", "landlock_restrict_self"})
+"""What the process that forks Python runs does, or they do on their way into the jail, and no
+program may."""
+
+_LEFT_TO_RUNS = frozenset({"clone", "prctl", "recvmsg", "sendto"})
+"""Calls whose arguments decide, and that are made with others on the way into the jail."""
 
 EXEC_DENIED = frozenset(
     """
@@ -147,10 +155,44 @@ def python_profile(control_fd: int, *, signals: bool = True) -> Profile:
             "prctl": ArgumentRule(0, values=(_PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA)),
             "prlimit64": ArgumentRule(0, values=(0,)),
             "recvmsg": ArgumentRule(0, values=(control_fd,)),
+            # asyncio's event loops wake themselves through a pair: bytes to its other end, without
+            # an address or descriptors. The call `socket` itself stays denied.
+            "socketpair": ArgumentRule(0, values=(socket.AF_UNIX,)),
+            "sendto": ArgumentRule(4, values=(0,)),
         },
         listed=PYTHON_ALLOWED if signals else PYTHON_ALLOWED - _SIGNALS,
         allow_by_default=False,
         missing=frozenset({"clone3", "openat2"}),
+    )
+
+
+def forker_profile(control_fd: int) -> Profile:
+    """The filter of a process that forks Python runs, which they inherit.
+
+    The kernel takes a tenth of a millisecond to install `python_profile`. So most of it falls once,
+    here, and what each run adds is `remainder_profile`; both together decide as `python_profile`
+    does.
+
+    Args:
+        control_fd: As for `python_profile`.
+    """
+    whole = python_profile(control_fd)
+    rules = {name: rule for name, rule in whole.rules.items() if name not in _LEFT_TO_RUNS}
+    return replace(whole, rules=rules, listed=whole.listed | _LEFT_TO_RUNS | _FORKER_ONLY)
+
+
+def remainder_profile(control_fd: int) -> Profile:
+    """What `forker_profile` allows and `python_profile` does not is denied, and nothing else.
+
+    Args:
+        control_fd: As for `python_profile`.
+    """
+    rules = python_profile(control_fd).rules
+    return Profile(
+        rules={name: rules[name] for name in _LEFT_TO_RUNS},
+        listed=_FORKER_ONLY,
+        allow_by_default=True,
+        missing=frozenset(),
     )
 
 
@@ -171,6 +213,18 @@ def exec_profile() -> Profile:
 def python_program(control_fd: int, *, signals: bool = True) -> bytes:
     """The filter of Python runs, as BPF; the supervisor makes it once, before it forks."""
     return compile_profile(python_profile(control_fd, signals=signals))
+
+
+@functools.cache
+def forker_program(control_fd: int) -> bytes:
+    """The filter of processes that fork Python runs, as BPF."""
+    return compile_profile(forker_profile(control_fd))
+
+
+@functools.cache
+def remainder_program(control_fd: int) -> bytes:
+    """What runs add to the filter that they inherit, as BPF."""
+    return compile_profile(remainder_profile(control_fd))
 
 
 @functools.cache

@@ -91,7 +91,7 @@ class Slot:
             Path(self._scratch).chmod(0o711)  # children of another user have to pass
         try:
             self._process = subprocess.Popen(
-                command("zygote", str(theirs.fileno()), settings.as_json(salt, self._scratch)),
+                command("image", str(theirs.fileno()), settings.as_json(salt, self._scratch)),
                 env=START_ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -115,12 +115,9 @@ class Slot:
             SandboxError: If the jail cannot be built; the slot is closed then.
         """
         try:
-            reply, _ = self.receive(_START_TIMEOUT_SECONDS)
+            self.receive(_START_TIMEOUT_SECONDS)
         except SlotBrokenError as error:
             raise SandboxError(f"the sandbox did not start: {error}") from error
-        if "error" in reply:
-            self.close()
-            raise SandboxError(f"the sandbox did not start: {reply['error']}")
 
     @property
     def usable(self) -> bool:
@@ -162,7 +159,7 @@ class Slot:
         """
         self._socket.settimeout(timeout_seconds)
         try:
-            return wire.receive(self._socket)
+            reply, fds = wire.receive(self._socket)
         except TimeoutError as error:
             self.close()
             raise SlotBrokenError(f"no answer within {timeout_seconds:.0f} s") from error
@@ -175,6 +172,10 @@ class Slot:
         except BaseException:
             self.close()  # an interrupt: what the slot is about to say belongs to nobody
             raise
+        if "error" in reply:  # its last words: one of its processes was killed, or never started
+            self.close()
+            raise SlotBrokenError(f"the sandbox ended: {reply['error']}")
+        return reply, fds
 
     def close(self) -> None:
         """Ends the slot's processes, and waits until nothing of it is left. Idempotent."""

@@ -27,6 +27,8 @@ _FD_SPACE = socket.CMSG_SPACE(MAX_FDS * _FD_BYTES)
 _SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 # What json.loads ends up in, without the layers about it that look for blanks and options.
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+# The module's function makes an encoder a message where blanks are to be left out.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _NOSIGNAL, _CLOEXEC = int(socket.MSG_NOSIGNAL), int(socket.MSG_CMSG_CLOEXEC)
 
 
@@ -37,7 +39,7 @@ def send(channel: socket.socket, header: Mapping[str, object], fds: Iterable[int
         SandboxError: If the header is too long for a packet.
         OSError: If the other side is gone.
     """
-    send_body(channel, json.dumps(header, separators=(",", ":")).encode(), fds)
+    send_body(channel, _encode(header).encode(), fds)
 
 
 def send_body(channel: socket.socket, body: bytes, fds: Iterable[int] = ()) -> None:
@@ -85,7 +87,7 @@ def receive_body(channel: socket.socket) -> tuple[bytes, list[int]]:
 
 def pack(meta: Mapping[str, object], blobs: Iterable[bytes]) -> int:
     """A sealed memory file with a JSON head and the blobs behind it; its descriptor."""
-    head = json.dumps(meta, separators=(",", ":")).encode()
+    head = _encode(meta).encode()
     return memory_file(b"".join((len(head).to_bytes(8, "little"), head, *blobs)))
 
 

@@ -28,35 +28,31 @@ and the grader (or the next one to start) removes the cgroups.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
-import sys
-from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from rewardsvc.verifiers.sandbox import atfork, cgroups, linux, wire
-from rewardsvc.verifiers.sandbox.boot import ENVIRONMENT, START_ENVIRONMENT
+from rewardsvc.verifiers.sandbox import cgroups, linux, wire
 from rewardsvc.verifiers.sandbox.entry import prepare_entry
 from rewardsvc.verifiers.sandbox.layers import Layer
 from rewardsvc.verifiers.sandbox.stragglers import kill_descendants, remove_tree
 from rewardsvc.verifiers.sandbox.supervisor import Supervisor
 
-PRELOADED = (  # noqa: SIM905
-    "bisect collections copy dataclasses datetime decimal enum fractions functools heapq itertools "
-    "json math operator random re string threading traceback typing"
-).split()
-"""Modules of the standard library that a program finds already imported. Each costs every run a few
-page tables and page faults, so these are the ones that programs do import."""
 
+def main(socket_fd: str, settings: wire.Header, failure: BaseException | None) -> NoReturn:
+    """The keeper: becomes a slot of the pool, on a socket to the grader.
 
-def main(socket_fd: str, settings_json: str) -> NoReturn:
-    """The keeper: becomes a slot of the pool, on a socket to the grader."""
-    settings = json.loads(settings_json)
+    Args:
+        socket_fd: Number of that socket.
+        settings: From `slot.SlotSettings`.
+        failure: Why the interpreter's image could not be made, if it could not.
+    """
     layers = frozenset(Layer(name) for name in settings["layers"])
     control = socket.socket(fileno=int(socket_fd))
+    if failure is not None:
+        _report_and_exit(control, failure)
     group = None
     if Layer.CGROUPS in layers:
         home = cgroups.CgroupHome(
@@ -91,7 +87,8 @@ def _carry_in(
     group: cgroups.Cgroup | None,
 ) -> NoReturn:
     """The porter: everything that must happen before the supervisor's pid namespace begins."""
-    base_bytes = _preload(settings["preload"], settings["python_path"])
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    base_bytes = pages * os.sysconf("SC_PAGE_SIZE")
     entry = prepare_entry(layers, settings["paths"], int(settings["salt"]))
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     supervisor = os.fork()
@@ -111,15 +108,3 @@ def _report_and_exit(control: socket.socket, error: BaseException) -> NoReturn:
     with contextlib.suppress(OSError):
         wire.send(control, {"error": f"{type(error).__name__}: {error}"})
     os._exit(1)
-
-
-def _preload(modules: list[str], python_path: list[str]) -> int:
-    """Imports what programs shall find imported; returns the address space in use, in bytes."""
-    sys.path += python_path
-    for name in [*PRELOADED, *modules]:
-        import_module(name)
-    atfork.stop_recording()
-    for name in START_ENVIRONMENT.keys() - ENVIRONMENT.keys():
-        os.environ.pop(name, None)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -24,6 +24,40 @@ def test_environment_is_the_documented_one(sandbox: Sandbox) -> None:
     assert sandbox.run("python", code).stdout.decode() == f"{sorted(ENVIRONMENT.items())}\n"
 
 
+def test_forking_process_is_filtered_and_its_children_are_the_supervisors(
+    sandbox: Sandbox,
+) -> None:
+    assert sandbox.run("python", "print(1)").stdout == b"1\n"
+    (porter,) = _children(sandbox.pids()[0])
+    (supervisor,) = _children(porter)
+    below = _children(supervisor)  # the one that forks, and those that wait
+    for pid in below:
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        assert "Seccomp:\t2" in status
+        assert "NoNewPrivs:\t1" in status
+        assert _children(pid) == []
+
+
+def _children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_c_library_knows_the_number_of_the_thread_it_runs_in(sandbox: Sandbox) -> None:
+    # A mutex that a thread may lock again keeps the number of its owner, behind two other numbers.
+    code = (
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None)\n"
+        "attributes, mutex = ctypes.create_string_buffer(64), ctypes.create_string_buffer(64)\n"
+        "libc.pthread_mutexattr_init(attributes)\n"
+        "libc.pthread_mutexattr_settype(attributes, 1)\n"
+        "libc.pthread_mutex_init(mutex, attributes)\n"
+        "libc.pthread_mutex_lock(mutex)\n"
+        "print(int.from_bytes(mutex[8:12], 'little') == os.getpid() == 1)"
+    )
+    result = sandbox.run("python", code)
+    assert result.stdout == b"True\n", result
+
+
 def test_rehearsal_leaves_no_trace(sandbox: Sandbox) -> None:
     code = (
         "import gc, linecache, os, sys\n"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from child_process import processes_named
 
 import rewardsvc
 from rewardsvc.verifiers.sandbox import (
@@ -79,8 +80,10 @@ def test_sandbox_refuses_to_start_without_what_was_asked_for() -> None:
 
 DAEMON = """
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 int main() {
+    prctl(PR_SET_NAME, "{name}");
     puts("done"); fflush(stdout);
     if (!fork()) { setsid(); if (!fork()) sleep(50); sleep(50); }
     return 0;
@@ -118,23 +121,12 @@ def test_best_effort_runs_and_cleans_up_with_less(
             )
             assert result.stdout == b"[]\n", result
             assert result.files == {"x": b"1"}
-        result = sandbox.run("c", DAEMON)
+        name = f"left-{os.urandom(4).hex()}"
+        result = sandbox.run("c", DAEMON.replace("{name}", name))
         assert result.status is RunStatus.FINISHED, result
         assert result.stdout == b"done\n"
     assert list(tmp_path.iterdir()) == []
-    assert not running_programs()
-
-
-def running_programs() -> list[int]:
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if (folder / "cmdline").read_bytes().startswith(b"./program"):
-                    found.append(int(folder.name))
-            except OSError:
-                continue
-    return found
+    assert processes_named(name) == []
 
 
 ORDINARY_USER = """

@@ -112,11 +112,23 @@ CHAIN = ["keeper", "porter", "supervisor", "forker", "child"]
 
 
 def member(keeper: int, name: str) -> psutil.Process:
-    """A process of a slot; of the children, the oldest."""
+    """A process of a slot; of the forkers and of the children, the oldest."""
     found = psutil.Process(keeper)
-    for _ in range(CHAIN.index(name)):
-        found = min(found.children(), key=lambda child: child.pid)
+    for _ in range(min(CHAIN.index(name), CHAIN.index("supervisor"))):
+        (found,) = found.children()
+    if name in ("forker", "child"):
+        return min(below(found, name), key=lambda process: process.pid)
     return found
+
+
+def below(supervisor: psutil.Process, name: str) -> list[psutil.Process]:
+    """The supervisor's forkers, or its other children, which have pid namespaces of their own."""
+    own = Path(f"/proc/{supervisor.pid}/ns/pid").readlink()
+    return [
+        process
+        for process in supervisor.children()
+        if (Path(f"/proc/{process.pid}/ns/pid").readlink() == own) == (name == "forker")
+    ]
 
 
 @pytest.mark.parametrize("name", CHAIN)
@@ -171,17 +183,15 @@ def test_kill_during_a_run_is_a_sandbox_failure_and_the_next_run_works(
 
 def busiest_branch(keeper: int, name: str, language: str) -> int:
     """A process of a slot that runs a program: of forkers and children, those of the program."""
-    supervisor = member(keeper, "supervisor")
-    forkers = sorted(supervisor.children(), key=lambda child: child.pid)
-    forker = forkers[0] if language == "python" else forkers[-1]
+    if name not in ("forker", "child"):
+        return int(member(keeper, name).pid)
+    found = below(member(keeper, "supervisor"), name)
+    oldest_first = sorted(found, key=lambda process: process.pid)
     if name == "forker":
-        return int(forker.pid)
-    if name == "child":
-        children = forker.children()
-        if language == "python":  # asleep in the program, not in the wait for an order
-            return int(min(children, key=lambda child: child.pid).pid)
-        return next(int(child.pid) for child in children if child.children())
-    return int(member(keeper, name).pid)
+        return int(oldest_first[0 if language == "python" else -1].pid)
+    if language == "python":  # asleep in the program, not in the wait for an order
+        return int(oldest_first[0].pid)
+    return next(int(child.pid) for child in oldest_first if child.children())
 
 
 def test_nothing_survives_a_killed_grader() -> None:

@@ -98,6 +98,43 @@ def test_modules_of_the_standard_library_can_be_imported(sandbox: Sandbox) -> No
     assert sandbox.run("python", code).stdout == b"d41d8cd98f00b204e9800998ecf8427e\n"
 
 
+def test_asyncio_and_its_threads_work(sandbox: Sandbox) -> None:
+    code = """
+import asyncio, time
+
+async def main():
+    loop = asyncio.get_running_loop()
+    slow = loop.run_in_executor(None, lambda: time.sleep(0.01) or 3)
+    return await asyncio.gather(asyncio.sleep(0.01, 1), asyncio.to_thread(int, "2"), slow)
+
+print(asyncio.run(main()))
+"""
+    result = sandbox.run("python", code)
+    assert (result.stdout, result.stderr) == (b"[1, 2, 3]\n", b"")
+
+
+def test_pairs_of_sockets_carry_no_descriptors_and_have_no_addresses(sandbox: Sandbox) -> None:
+    code = """
+import array, os, socket
+
+ours, theirs = socket.socketpair()
+ours.send(b"hi")
+print(theirs.recv(2))
+for attempt in (
+    lambda: ours.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))]),
+    lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b"x", "/tmp/there"),
+    lambda: socket.socketpair(socket.AF_INET),
+    lambda: socket.socket(),
+):
+    try:
+        attempt()
+    except PermissionError:
+        print("denied")
+"""
+    result = sandbox.run("python", code)
+    assert (result.stdout, result.stderr) == (b"b'hi'\n" + b"denied\n" * 4, b"")
+
+
 def test_our_own_package_is_not_there(sandbox: Sandbox) -> None:
     assert b"ModuleNotFoundError" in sandbox.run("python", "import rewardsvc").stderr
 

@@ -11,7 +11,9 @@ from rewardsvc.verifiers.sandbox.seccomp import (
     PYTHON_ALLOWED,
     compile_profile,
     exec_profile,
+    forker_profile,
     python_profile,
+    remainder_profile,
 )
 from rewardsvc.verifiers.sandbox.syscalls import syscall_numbers
 
@@ -46,7 +48,7 @@ def decide(program: bytes, number: int, args: tuple[int, ...], arch: int) -> int
 def test_python_profile_allows_its_list_and_nothing_else(machine: str) -> None:
     program = compile_profile(python_profile(CONTROL_FD), machine)
     by_number = {number: name for name, number in syscall_numbers(machine).items()}
-    by_argument = {"clone", "fcntl", "ioctl", "prctl", "prlimit64", "recvmsg"}
+    by_argument = set(python_profile(CONTROL_FD).rules)
     for number in range(600):
         name = by_number.get(number, "")
         answer = decide(program, number, (0xFFFF, 0xFFFF), ARCH[machine])
@@ -67,6 +69,10 @@ def test_python_profile_allows_its_list_and_nothing_else(machine: str) -> None:
         ("clone", (0x3D0F00 | 0x10000000,), EPERM),
         ("recvmsg", (CONTROL_FD,), ALLOW),
         ("recvmsg", (3,), EPERM),
+        ("socketpair", (1,), ALLOW),
+        ("socketpair", (2,), EPERM),
+        ("sendto", (3, 0, 1, 0, 0), ALLOW),
+        ("sendto", (3, 0, 1, 0, 0x7FFF0000), EPERM),
         ("prlimit64", (0,), ALLOW),
         ("prlimit64", (1,), EPERM),
         ("fcntl", (0, 3), ALLOW),
@@ -81,6 +87,21 @@ def test_python_profile_looks_at_arguments(
 ) -> None:
     program = compile_profile(python_profile(CONTROL_FD), machine)
     assert decide(program, syscall_numbers(machine)[name], args, ARCH[machine]) == answer
+
+
+@pytest.mark.parametrize("machine", ARCH)
+def test_the_filter_in_two_parts_decides_as_the_whole_one(machine: str) -> None:
+    profiles = (python_profile, forker_profile, remainder_profile)
+    whole, inherited, own = (compile_profile(p(CONTROL_FD), machine) for p in profiles)
+    arguments = (0, 1, 3, 4, 15, 17, 22, CONTROL_FD, 1031, 0x5401, 0x3D0F00, 0x103D0F00)
+    for number in (*range(600), 0x40000000 | 39):
+        for one in arguments:
+            for args in ((one, 0), (0, one), (one, one)):
+                call = number, args, ARCH[machine]
+                answers = {decide(inherited, *call), decide(own, *call)}
+                # The kernel takes the strictest answer: killing, then failing, then allowing.
+                strictest = next(a for a in (KILL, ENOSYS, EPERM, ALLOW) if a in answers)
+                assert strictest == decide(whole, *call), call
 
 
 @pytest.mark.parametrize("machine", ARCH)
@@ -114,3 +135,8 @@ def test_other_calling_conventions_are_killed(profile: object) -> None:
 def test_unknown_machine_is_named() -> None:
     with pytest.raises(ValueError, match="machine is 'vax'"):
         syscall_numbers("vax")
+
+
+def test_each_listed_call_has_a_number_on_one_machine_at_least() -> None:
+    known = set().union(*(syscall_numbers(machine) for machine in ARCH))
+    assert known >= PYTHON_ALLOWED | EXEC_DENIED | set(python_profile(CONTROL_FD).rules)
