@@ -66,5 +66,5 @@ def cosine_length_reward(length: int, *, correct: bool, curve: CosineCurve) -> f
         start, end = curve.correct_at_zero, curve.correct_at_max
     else:
         start, end = curve.wrong_at_zero, curve.wrong_at_max
-    progress = min(length / curve.max_length, 1.0)
+    progress = min(length, curve.max_length) / curve.max_length
     return end + (start - end) * (1.0 + math.cos(math.pi * progress)) / 2.0

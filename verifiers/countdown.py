@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import cast
 
-from rewardsvc.verifiers.arithmetic import RefusedError, Symbol, evaluate
+from rewardsvc.verifiers.arithmetic import MAX_BITS, RefusedError, Symbol, evaluate
 from rewardsvc.verifiers.text import Extract, extract_answer
 from rewardsvc.verifiers.types import ErrorKind, Status, Verdict
 
@@ -50,9 +50,9 @@ class Countdown:
 
         Returns:
             ACCEPTED, NO_ANSWER, WRONG_ANSWER, or BAD_REFERENCE without a reward if `numbers` cannot
-            be played.
+            be played, or `target` is no number that may be reached.
         """
-        problem = _unplayable(numbers)
+        problem = _unplayable(numbers) or _unreachable(target)
         if problem:
             return Verdict.failed(ErrorKind.BAD_REFERENCE, problem)
         answer = extract_answer(completion, self.extract)
@@ -99,10 +99,23 @@ def _unplayable(numbers: Sequence[int]) -> str:
     if not 1 <= len(numbers) <= MAX_NUMBERS:
         return f"numbers has {len(numbers)} entries; give 1 to {MAX_NUMBERS}"
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            return f"numbers contains {number!r}; give non-negative integers"
+        if isinstance(number, bool) or not isinstance(number, int):
+            return f"numbers contains {number!r:.80}; give non-negative integers"
+        if number < 0:
+            return "numbers contains one below 0; give non-negative integers"
         if number >= 10**MAX_NUMBER_DIGITS:
             return f"numbers contains one of more than {MAX_NUMBER_DIGITS} digits"
+    return ""
+
+
+def _unreachable(target: object) -> str:
+    """What keeps `target` from being one; "24" equals nothing, and nobody would be to blame."""
+    if isinstance(target, float) and target.is_integer():
+        return ""  # as a data frame has it that had a gap
+    if isinstance(target, bool) or not isinstance(target, int | Fraction):
+        return f"target is {target!r:.80}; give an integer or a fraction"
+    if max(target.numerator.bit_length(), target.denominator.bit_length()) > MAX_BITS:
+        return f"target has more than {MAX_BITS} bits"
     return ""
 
 

@@ -93,6 +93,11 @@ def _validated(validator: Any, document: Any) -> Verdict:
         )
     except RecursionError:
         return Verdict.failed(ErrorKind.BAD_REFERENCE, "schema: it refers to itself without end")
+    except Exception as broken:
+        # A reference to what is no schema, a type that a draft does not know: the packages find
+        # out when they get there, each in its own way.
+        why = f"schema: it cannot be applied: {type(broken).__name__}: {broken}"
+        return Verdict.failed(ErrorKind.BAD_REFERENCE, why[:_MAX_SHOWN_CHARS])
     if error is None:
         return Verdict.accepted("the schema allows it")
     return Verdict.rejected(f"{error.json_path}: {error.message}"[:_MAX_SHOWN_CHARS])
@@ -132,6 +137,9 @@ def _validator(text: str) -> Any:
         base.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise ValueError(f"schema: {error.message}"[:_MAX_SHOWN_CHARS]) from error
+    except Exception as error:  # patterns are compiled on the way, which may fail in many ways
+        why = f"schema: {type(error).__name__}: {error}"
+        raise ValueError(why[:_MAX_SHOWN_CHARS]) from error
     _check_keywords(schema)
     bounded = jsonschema.validators.extend(base, {"pattern": _pattern, "uniqueItems": _unique})
     empty: Registry[Any] = Registry()

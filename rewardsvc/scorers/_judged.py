@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rewardsvc.errors import DeadlinePassedError, ItemFailure
-from rewardsvc.scorers._verdicts import score_of
+from rewardsvc.scorers._verdicts import broken, score_of
 from rewardsvc.scoring.build import BuildEnv
 from rewardsvc.scoring.context import current_call
 from rewardsvc.scoring.scorer import Scorer
@@ -50,7 +50,10 @@ class JudgedScorer(Scorer):
         for sample in samples:
             if nobody_waits.is_set():
                 break
-            scores.append(score_by_name(self._judge, sample))
+            try:
+                scores.append(score_by_name(self._judge, sample))
+            except Exception as error:  # a bug is this sample's error and no reward
+                scores.append(broken(self._name, error))
         return scores
 
 

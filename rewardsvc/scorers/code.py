@@ -11,7 +11,7 @@ from typing import Literal, ParamSpec, TypeVar
 from pydantic import Field
 
 from rewardsvc.errors import ConfigError, DeadlinePassedError, ItemErrorCode, ItemFailure
-from rewardsvc.scorers._verdicts import score_of
+from rewardsvc.scorers._verdicts import broken, score_of
 from rewardsvc.scoring.build import BuildEnv
 from rewardsvc.scoring.combinators.base import gather_or_cancel
 from rewardsvc.scoring.config import ScorerConfigBase
@@ -111,6 +111,8 @@ class Code(Scorer):
             return score_of(verdict)
         except ItemFailure as failure:
             return Score(error=failure.error)
+        except Exception as error:  # a bug is this sample's error and no reward, not its call's
+            return broken(self._name, error)
 
     async def _in_thread(
         self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -108,12 +109,11 @@ def read_records(content: bytes, count: int, run: RunResult, limit_bytes: int) -
         if record is None or record.get("case") != len(records) or len(records) == count:
             complete = False
             break
-        elapsed = record.get("ms", 0.0)
         records.append(
             CallRecord(
                 value=record.get("value"),
                 raised="" if "value" in record else _raised(record) or "no value",
-                elapsed_ms=float(elapsed) if type(elapsed) in (int, float) else 0.0,
+                elapsed_ms=_elapsed_ms(record.get("ms")),
             )
         )
     return CallsOutcome(records=records, complete=complete and len(records) == count, run=run)
@@ -128,7 +128,13 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     return record if type(record) is dict else None
 
 
+def _elapsed_ms(said: object) -> float:
+    """The time that a call took by its process's own account; 0.0 for what is no time."""
+    return said if type(said) is float and math.isfinite(said) else 0.0
+
+
 def _raised(record: object) -> str:
     if type(record) is not dict or type(record.get("exception")) is not str:
         return ""
-    return f"{record['exception']}: {record.get('message', '')}"
+    message = record.get("message")  # perhaps a list of lists of lists …
+    return f"{record['exception']}: {message if type(message) is str else ''}"

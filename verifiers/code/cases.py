@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
 def check_weight(weight: float) -> None:
     """Raises ValueError unless `weight` is finite and above 0."""
-    if not (math.isfinite(weight) and weight > 0):
+    if not 0 < weight <= sys.float_info.max:  # an integer may be larger than any float
         raise ValueError(f"weight is {weight!r}, must be a finite number above 0")
 
 

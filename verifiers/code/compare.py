@@ -111,9 +111,9 @@ class ValueComparison:
             return expected != expected and actual != actual
         if expected != actual:
             return False
-        return self.numbers is Numbers.VALUE or math.copysign(1, expected) == math.copysign(
-            1, actual
-        )
+        if self.numbers is Numbers.VALUE or type(expected) is int:
+            return True  # there is one zero among integers, and large ones are no floats
+        return math.copysign(1, expected) == math.copysign(1, actual)
 
     def _close(self, expected: float, actual: float) -> bool:
         tolerant = self.abs_tol is not None or self.rel_tol is not None

@@ -75,11 +75,11 @@ def _setup(found: Mapping[str, Any]) -> list[Any]:
 
 
 def _parse_livecodebench(found: Sequence[Mapping[str, Any]]) -> Tests:
-    kinds = {test.get("testtype", "stdin") for test in found}
+    kinds = {str(test.get("testtype", "stdin")) for test in found}
     if kinds == {"stdin"}:
         return StdioTests([StdioCase(_joined(t["input"]), _joined(t["output"])) for t in found])
     if kinds != {"functional"}:
-        raise ValueError(f"testtype is {sorted(map(str, kinds))}; one of stdin and functional")
+        raise ValueError(f"testtype is {sorted(kinds)}; one of stdin and functional")
     names = {_function_name(test) for test in found}
     if len(names) != 1:
         raise ValueError(f"func_name is {sorted(names)}; the tests of a suite have the same")

@@ -163,4 +163,7 @@ def _weight(found: Mapping[str, Any], where: str) -> float:
     value = found.get("weight", 1.0)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{where}.weight is {value!r}, must be a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{where}.weight is too large") from error

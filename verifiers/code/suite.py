@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rewardsvc.verifiers.code.verdict import CompileFailedError, JudgingError, TestResult
@@ -15,6 +16,9 @@ from rewardsvc.verifiers.sandbox.types import Limits, RunResult, RunStatus
 from rewardsvc.verifiers.types import ErrorKind, Status
 
 _ATTEMPTS = 2
+_SECOND_CHANCE_SECONDS = 1.0
+"""A run that breaks later than this is not started over: it may have been about to end at its
+limit, and its caller would wait for all of that again."""
 _MAX_STDERR_CHARS = 1000
 
 _STATUS: dict[RunStatus, Status] = {
@@ -52,7 +56,7 @@ class Bench:
             CompileFailedError: If it does not compile.
             JudgingError: If the sandbox broke.
         """
-        for _ in range(_ATTEMPTS):
+        for _ in _attempts():
             program = self.sandbox.compile(self.language, self.code)
             failure = program.failure
             if failure is None:
@@ -62,10 +66,10 @@ class Bench:
         raise JudgingError(ErrorKind.SANDBOX_FAILURE, failure.message if failure else "")
 
     def run(self, make_job: Callable[[], Job]) -> RunResult:
-        """Runs a job; a sandbox that breaks gets a second chance.
+        """Runs a job; a sandbox that breaks at once gets a second chance.
 
         Raises:
-            JudgingError: If the sandbox broke twice.
+            JudgingError: If the sandbox broke.
             CompileFailedError: If the program is no Python.
         """
         return self.run_pair(lambda: (make_job(),))[0]
@@ -73,7 +77,7 @@ class Bench:
     def run_pair(self, make_jobs: Callable[[], tuple[Job, ...]]) -> tuple[RunResult, ...]:
         """Runs one job, or two that talk to each other; see `run`."""
         results: tuple[RunResult, ...] = ()
-        for _ in range(_ATTEMPTS):
+        for _ in _attempts():
             jobs = make_jobs()
             if len(jobs) == 1:
                 results = (self.sandbox.execute(jobs[0]),)
@@ -85,6 +89,15 @@ class Bench:
                 return results
         broken = next(r for r in results if r.status is RunStatus.SANDBOX_FAILURE)
         raise JudgingError(ErrorKind.SANDBOX_FAILURE, broken.message)
+
+
+def _attempts() -> Iterator[int]:
+    """The first, and the next ones as long as those before them did not take long."""
+    deadline = time.monotonic() + _SECOND_CHANCE_SECONDS
+    for number in range(_ATTEMPTS):
+        if number and time.monotonic() > deadline:
+            return
+        yield number
 
 
 class Tests(ABC):

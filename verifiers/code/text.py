@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,8 +33,9 @@ def check_tolerance(name: str, value: float | None) -> None:
     if value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} is {value!r}, must be a finite number of at least 0")
+    # An integer may be larger than any float.
+    if not (number and 0 <= value <= sys.float_info.max):
+        raise ValueError(f"{name} is {value!r:.80}, must be a finite number of at least 0")
 
 
 def close(expected: float, actual: float, *, abs_tol: float | None, rel_tol: float | None) -> bool:

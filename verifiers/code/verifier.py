@@ -7,6 +7,7 @@ verdict.reward        # 1.0, 0.0, or None if it could not be judged
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
@@ -29,6 +30,8 @@ from rewardsvc.verifiers.types import ErrorKind, Status
 
 TestsLike: TypeAlias = Tests | str | Mapping[str, Any] | Sequence[Any]
 """A suite, or what its JSON document says."""
+
+log = logging.getLogger(__name__)
 
 _JUDGE_LIMITS = Limits(cpu_ms=10_000, memory_mib=1024)
 _DEFAULT_CACHE_ENTRIES = 4096
@@ -181,6 +184,17 @@ class CodeVerifier:
                 reward=None,
                 error=error.kind,
                 explanation=str(error),
+                program=program,
+            )
+        except Exception as error:
+            # No descriptors or threads left, a bug of ours: whatever it is, the program is not to
+            # blame, and its neighbours must be judged.
+            log.exception("a program could not be judged")
+            return CodeVerdict(
+                status=Status.ERROR,
+                reward=None,
+                error=ErrorKind.SANDBOX_FAILURE,
+                explanation=f"it could not be judged: {type(error).__name__}: {error}",
                 program=program,
             )
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+from typing import Any
+
 import pytest
 
 from rewardsvc.verifiers import Countdown, ErrorKind, Status
@@ -85,3 +89,24 @@ def test_numbers_that_cannot_be_played_give_no_reward(numbers: list[int]) -> Non
     verdict = Countdown().verify("1", numbers, 1)
     assert verdict.error is ErrorKind.BAD_REFERENCE
     assert verdict.reward is None
+
+
+@pytest.mark.parametrize("number", [-(10**5000), 10**5000], ids=["low", "high"])
+def test_numbers_of_any_size_are_refused(number: int) -> None:
+    assert Countdown().verify("1", [number], 1).error is ErrorKind.BAD_REFERENCE
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["24", None, True, math.nan, 0.5, 10**5000, -(10**5000)],
+    ids=lambda target: type(target).__name__,
+)
+def test_a_target_that_nothing_equals_gives_no_reward(target: Any) -> None:
+    verdict = Countdown().verify("4 * 6", [4, 6], target)
+    assert verdict.error is ErrorKind.BAD_REFERENCE
+    assert verdict.reward is None
+
+
+@pytest.mark.parametrize("target", [24, 24.0, Fraction(24)])
+def test_a_target_may_be_any_kind_of_number(target: Any) -> None:
+    assert Countdown().verify("4 * 6", [4, 6], target).reward == 1.0

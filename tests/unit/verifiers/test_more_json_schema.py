@@ -68,6 +68,7 @@ def test_a_sample_may_bring_its_schema(as_text: bool) -> None:
         ({"$schema": "https://example.org/draft"}, "not known"),
         ({"$schema": 3}, "not known"),
         ([1], "object"),
+        ({"pattern": "a{99999999999}"}, "too large"),
     ],
 )
 def test_a_schema_that_cannot_be_used_is_refused(schema: Any, named: str) -> None:
@@ -83,7 +84,18 @@ def test_without_any_schema_there_is_no_reward() -> None:
     assert JsonSchema().verify("{}", "{").error is ErrorKind.BAD_REFERENCE
 
 
-@pytest.mark.parametrize("schema", [{"$ref": "#/$defs/none"}, {"allOf": [{"$ref": "#"}]}])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/none"},
+        {"allOf": [{"$ref": "#"}]},
+        {"$ref": "#/allOf/x", "allOf": [{}]},  # a list has no x
+        {"$ref": "#/title", "title": "a text, and no schema"},
+        {"$ref": "#/minimum/x", "minimum": 1},
+        {"$schema": "http://json-schema.org/draft-03/schema#", "type": "nothing"},
+        {"$schema": "http://json-schema.org/draft-04/schema#", "$ref": 5},
+    ],
+)
 def test_a_reference_that_leads_nowhere_is_no_reward(schema: dict[str, Any]) -> None:
     assert JsonSchema(schema=schema).verify("{}").error is ErrorKind.BAD_REFERENCE
 

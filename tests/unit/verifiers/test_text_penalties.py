@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from rewardsvc.verifiers import (
+    CosineCurve,
     ErrorKind,
     ExactMatch,
     Status,
+    cosine_length_reward,
     length_penalty,
     overlong_penalty,
     repetition_penalty,
@@ -63,3 +65,18 @@ def test_exact_match_reads_the_answer_where_configured() -> None:
 
 def test_exact_match_with_a_blank_reference_gives_no_reward() -> None:
     assert ExactMatch().verify("", " ").error is ErrorKind.BAD_REFERENCE
+
+
+@pytest.mark.timeout(20)
+def test_marks_piled_on_a_character_are_not_sorted() -> None:
+    """Normalising would take the square of their number: minutes."""
+    piled = "a" + "\u0301" * 200_000 + "\u0327" * 200_000
+    assert ExactMatch().verify(piled, "a").reward == 0.0
+    assert ExactMatch().verify("a", piled).reward == 0.0
+    assert ExactMatch().verify(f" {piled}\n", piled).reward == 1.0
+    assert ExactMatch().verify("a\u0327\u0301", "a\u0301\u0327").reward == 1.0
+
+
+def test_no_length_is_too_large_for_a_cosine() -> None:
+    curve = CosineCurve(max_length=10, at_limit=None)
+    assert cosine_length_reward(10**400, correct=True, curve=curve) == curve.correct_at_max

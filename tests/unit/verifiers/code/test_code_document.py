@@ -19,6 +19,9 @@ from rewardsvc.verifiers.code import (
     parse_tests,
 )
 
+HUGE = "1" + "0" * 400
+"""More than a float holds."""
+
 
 def test_stdio_document() -> None:
     suite = parse_tests(
@@ -78,6 +81,10 @@ def test_other_documents() -> None:
         ('{"type": "function", "function": "f(", "tests": []}', "function is 'f\\('"),
         ('{"type": "function", "function": "f", "tests": [{"args": []}]}', "expected is missing"),
         ('{"type": "function", "function": "f", "tests": [{"args": 1, "expected": 1}]}', "args"),
+        (f'{{"type": "stdio", "tests": [{{"weight": {HUGE}}}]}}', "weight is too large"),
+        (f'{{"type": "stdio", "compare": {{"abs_tol": {HUGE}}}}}', "abs_tol is 1000"),
+        ('[{"input": "", "output": "", "testtype": ["stdin"]}]', "testtype is"),
+        ('[{"input": "", "output": "", "testtype": {}}]', "testtype is"),
         ('{"inputs": ["1"], "outputs": []}', "1 entries and outputs 0"),
         ('{"inputs": [1], "outputs": [1]}', "input or output 1, must be text"),
         ('{"inputs": [], "outputs": [], "fn_name": 3}', "fn_name is 3"),

@@ -12,6 +12,7 @@ import pytest
 
 from rewardsvc.errors import ConfigError, DeadlinePassedError, ItemErrorCode
 from rewardsvc.scorers.code import Code, CodeConfig
+from rewardsvc.scorers.math import Math
 from rewardsvc.scorers.verifier import Verifier as VerifierScorer
 from rewardsvc.scorers.verifier import VerifierConfig
 from rewardsvc.scoring.build import BuildEnv
@@ -108,3 +109,32 @@ async def test_the_code_verifier_is_a_scorer_by_its_name_as_well() -> None:
     )
     await scorer.close()
     assert [score.value for score in scores] == [1.0, 0.0, 1.0, None, None]
+
+
+@pytest.mark.parametrize("make", [Code, Math])
+async def test_a_bug_is_the_error_of_its_sample_and_no_reward(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"type": "code", "num_slots": 2} if make is Code else {"type": "math"}
+    scorer = make(make.Config(**config), ENV)
+    await scorer.start()
+    try:
+        verifier = type(scorer._verifier)
+        verify = verifier.verify
+
+        def buggy(self: Any, completion: str, reference: Any) -> Any:
+            if "bug" in completion:
+                raise RecursionError("maximum recursion depth exceeded")
+            return verify(self, completion, reference)
+
+        monkeypatch.setattr(verifier, "verify", buggy)
+        tests = '["assert add(1, 2) == 3"]'
+        right = "```python\ndef add(a, b): return a + b\n```\n\\boxed{3}"
+        samples = [
+            Sample(completion=text, tests_json=tests, answer="3") for text in ("bug", right, "bug")
+        ]
+        scores = await scorer.score(samples)
+    finally:
+        await scorer.close()
+    assert [score.value for score in scores] == [None, 1.0, None]
+    assert [score.error.code for score in scores if score.error] == [ItemErrorCode.INTERNAL] * 2

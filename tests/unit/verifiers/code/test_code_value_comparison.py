@@ -35,6 +35,12 @@ VALUE = ValueComparison(numbers=Numbers.VALUE)
         (1 << 70, 1 << 70, True, True),
         (1 << 70, float(1 << 70), False, True),
         ((1 << 70) + 1, float(1 << 70), False, False),
+        (math.factorial(200), math.factorial(200), True, True),  # larger than any float
+        (-(10**400), -(10**400), True, True),
+        (10**400, 10**400 + 1, False, False),
+        (10**400, math.inf, False, False),
+        (math.inf, 10**400, False, False),
+        ({10**400: [10**400]}, {10**400: [10**400]}, True, True),
         (0.1 + 0.2, 0.3, False, False),
         ("a", "a", True, True),
         ("1", 1, False, False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +20,7 @@ from rewardsvc.verifiers.code import (
     StdioCase,
     StdioTests,
     ValueComparison,
+    calls,
 )
 from rewardsvc.verifiers.code.cache import VerdictCache
 from rewardsvc.verifiers.code.calls import read_records
@@ -400,6 +403,9 @@ DONE = RunResult(status=RunStatus.FINISHED)
         (b"", 0, False),
         (b'{"case":0}\n', 1, False),
         (b'{"case":0,"value":1,"ms":"x"}\n{"load":{}}\n', 1, False),
+        (b'{"case":0,"value":1,"ms":1' + b"0" * 400 + b"}\n", 1, False),
+        (b'{"case":0,"value":1,"ms":NaN}\n{"case":1,"value":1,"ms":1e999}\n', 2, True),
+        (b'{"case":0,"exception":"E","message":' + b"[" * 900 + b"]" * 900 + b"}\n", 1, False),
     ],
 )
 def test_records_are_read_up_to_the_first_that_is_not_ours(
@@ -408,3 +414,26 @@ def test_records_are_read_up_to_the_first_that_is_not_ours(
     outcome = read_records(content, 2, DONE, 1 << 20)
     assert len(outcome.records) == num_records
     assert outcome.complete is complete
+    assert all(math.isfinite(record.elapsed_ms) for record in outcome.records)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), KeyError("oom")])
+def test_what_breaks_on_our_side_is_an_error_and_no_reward(
+    verifier: CodeVerifier, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(name: str) -> int:
+        raise error
+
+    monkeypatch.setattr(calls, "memory_file", fails)
+    verdict = verifier.verify(fenced(f"# {error!r}\n{ADD}"), FunctionTests("add", [((1, 2), 3)]))
+    assert verdict.error is ErrorKind.SANDBOX_FAILURE
+    assert verdict.reward is None
+    assert type(error).__name__ in verdict.explanation
+
+
+def test_integers_larger_than_any_float_are_compared(verifier: CodeVerifier) -> None:
+    code = "import math\ndef f(n): return math.factorial(n)"
+    suite = FunctionTests("f", [((200,), math.factorial(200)), ((3,), 6)])
+    assert verifier.verify(fenced(code), suite).reward == 1.0
+    wrong = FunctionTests("f", [((200,), math.factorial(200) + 1)])
+    assert verifier.verify(fenced(code), wrong).status is Status.WRONG_ANSWER
