@@ -2,21 +2,24 @@
 
 Three questions. What does a call cost (a scorer that does next to nothing: what is measured is
 conversion, transport and dispatch; beside it a gRPC server that echoes bytes, which is the least
-that any gRPC service on this machine costs)? How much of the engine's throughput is left when it is
-behind the service (small real models, several calls in flight)? How long does the client take to
-import? The server is a process of its own, and so is the client.
+that any gRPC service on this machine costs; both over TCP and over a unix socket)? How much of the
+engine's throughput is left when it is behind the service (small real models, several calls in
+flight)? How long does the client take to import? The server is a process of its own, and so is the
+client. gRPC's own settings in the environment reach both, and are in the rows.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,12 @@ from rewardsvc.scoring.scorer import Scorer
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "demo"))
 from service import running_service
 
-EXACT = "scorers: {exact: {type: exact}}\n"
+EXACT = """
+server: {{unix_socket: "{socket}"}}
+scorers: {{exact: {{type: exact}}}}
+"""
+EXPERIMENTS = "GRPC_EXPERIMENTS"
+"""The environment variable that docs/operations.md names for the lowest latency."""
 SIZES = (1, 16, 256, 4096)
 TEXT = "The answer to the question is forty-two, give or take. " * 4
 
@@ -53,7 +61,7 @@ scorers: {{rm: {{type: orm, model: "{folder}"}}}}
 MAX_DIFFERENCE = 1e-3
 
 ECHO_SERVER = """
-import asyncio, grpc
+import asyncio, grpc, sys
 async def main():
     async def echo(request, context): return request
     server = grpc.aio.server()
@@ -61,6 +69,7 @@ async def main():
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("echo.Echo", {"Echo": handler}),)
     )
+    server.add_insecure_port("unix:" + sys.argv[1])
     print(server.add_insecure_port("127.0.0.1:0"), flush=True)
     await server.start()
     await server.wait_for_termination()
@@ -93,36 +102,39 @@ def _calls(
     folder: Path, runner: asyncio.Runner, sizes: tuple[int, ...], rounds: int
 ) -> list[dict[str, Any]]:
     config = folder / "exact.yaml"
-    config.write_text(EXACT)
+    socket = folder / "exact.sock"
+    config.write_text(EXACT.format(socket=socket))
     rows = []
     with (
         running_service(config) as service,
-        RewardClient(service.address) as client,
-        _echo_server() as echo,
+        RewardClient(service.address) as over_tcp,
+        RewardClient(f"unix:{socket}") as over_unix,
+        _echo_server(folder / "echo.sock") as (echo_tcp, echo_unix),
     ):
+        ways = {"": (echo_tcp, over_tcp), ", unix socket": (echo_unix, over_unix)}
         for size in sizes:
             some = max(5, rounds // max(1, size // 64))
-            rows += _cost_of_a_call(client, echo, runner, size, some)
+            rows += _cost_of_a_call(ways, runner, size, some)
     return rows
 
 
 def _cost_of_a_call(
-    client: RewardClient, echo: Any, runner: asyncio.Runner, size: int, rounds: int
+    ways: Mapping[str, tuple[Any, RewardClient]], runner: asyncio.Runner, size: int, rounds: int
 ) -> list[dict[str, Any]]:
     completions = [f"{TEXT}{i}" for i in range(size)]
     scorer = scorer_class("exact")(parse_scorers("exact", {"type": "exact"})["exact"], _env())
     samples = [Sample(prompt=TEXT, completion=text, answer=text) for text in completions]
     prompts = [TEXT] * size
     payload = "".join(text + TEXT + text for text in completions).encode()
-    stats = interleave(
-        {
-            "in process": lambda: runner.run(scorer.score(samples)),
-            "bare gRPC echo": lambda: echo(payload, timeout=60),
-            "over gRPC": lambda: client.score("exact", prompts, completions, answers=completions),
-        },
-        rounds=rounds,
-        warmup=10,
-    )
+    cases: dict[str, Callable[[], object]] = {
+        "in process": lambda: runner.run(scorer.score(samples))
+    }
+    for way, (echo, client) in ways.items():
+        cases[f"bare gRPC echo{way}"] = partial(echo, payload, timeout=60)
+        cases[f"over gRPC{way}"] = partial(
+            client.score, "exact", prompts, completions, answers=completions
+        )
+    stats = interleave(cases, rounds=rounds, warmup=10)
     base = stats["in process"].median_s
     return [
         row(
@@ -131,20 +143,28 @@ def _cost_of_a_call(
             samples=size,
             extra_ms_per_call=1e3 * (found.median_s - base),
             extra_us_per_sample=1e6 * (found.median_s - base) / size,
+            grpc_experiments=os.environ.get(EXPERIMENTS, ""),
         )
         for name, found in stats.items()
     ]
 
 
 @contextmanager
-def _echo_server() -> Iterator[Any]:
-    process = subprocess.Popen([sys.executable, "-c", ECHO_SERVER], stdout=subprocess.PIPE)
+def _echo_server(socket: Path) -> Iterator[list[Any]]:
+    """A server that echoes bytes; yields the call over TCP and the call over the unix socket."""
+    command = [sys.executable, "-c", ECHO_SERVER, str(socket)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     port = int(process.stdout.readline())
     limits = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}", options=limits) as channel:
-            yield channel.unary_unary("/echo.Echo/Echo")
+        with ExitStack() as channels:
+            yield [
+                channels.enter_context(grpc.insecure_channel(address, options=limits)).unary_unary(
+                    "/echo.Echo/Echo"
+                )
+                for address in (f"127.0.0.1:{port}", f"unix:{socket}")
+            ]
     finally:
         process.kill()
         process.wait()

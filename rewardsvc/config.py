@@ -20,17 +20,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rewardsvc.engine.host import EngineSettings
 from rewardsvc.errors import ConfigError
 from rewardsvc.scorers import scorer_class, scorer_types
 from rewardsvc.scoring.config import ScorerConfigBase
+from rewardsvc.validation import explain
 from rewardsvc.verifiers.sandbox import Isolation
+from rewardsvc.yaml_file import read_yaml
 
 MIB = 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -61,11 +63,25 @@ class AdminSettings(_Section):
     )
 
 
+class SocketAccess(StrEnum):
+    """Who may connect to the unix socket, by the permissions of its file: 0600, 0660 or 0666."""
+
+    OWNER = "owner"
+    GROUP = "group"
+    ALL = "all"
+
+
 class ServerSettings(_Section):
     """Where the server listens, and what it accepts."""
 
     host: str = "127.0.0.1"
     port: int = Field(50051, ge=0, le=65535, description="0 picks a free port.")
+    unix_socket: Path | None = Field(
+        None, description="Path of a unix socket to listen on beside the port; None: none."
+    )
+    unix_socket_access: SocketAccess = Field(
+        SocketAccess.OWNER, description="Who may connect to it: owner, group or all."
+    )
     metrics_port: int | None = Field(
         None, ge=0, le=65535, description="Prometheus /metrics; None turns it off, 0 picks a port."
     )
@@ -194,7 +210,7 @@ def parse_scorers(name: str, section: Any) -> dict[str, ScorerConfigBase]:
     try:
         found[name] = model.model_validate(flat)
     except ValidationError as error:
-        raise ConfigError(explain(error, field)) from None
+        raise ConfigError("\n".join(explain(error, model, field))) from None
     return found
 
 
@@ -270,54 +286,11 @@ def load_config(path: Path) -> ServiceConfig:
     Raises:
         ConfigError: Names file, field, value and fix.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
-    try:
-        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    data = read_yaml(path)
     try:
         return ServiceConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}") from None
+        lines = explain(error, ServiceConfig)
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def explain(error: ValidationError, prefix: str = "") -> str:
-    """A validation error in our words: one line a field, with the value that was found."""
-    lines = []
-    for item in error.errors(include_url=False):
-        where = ".".join([prefix, *map(str, item["loc"])] if prefix else map(str, item["loc"]))
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "unknown field; remove it or correct its name"
-        elif item["type"] == "missing":
-            message = "missing; add it"
-        found = "" if item["type"] == "missing" else f" (found {_short(item['input'])})"
-        lines.append(f"{where}: {message}{found}")
-    return "\n".join(lines)
-
-
-def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where plain YAML silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)

@@ -22,7 +22,9 @@ from prometheus_client import start_http_server
 
 from rewardsvc.config import MIB, ServerSettings, ServiceConfig, build_order
 from rewardsvc.engine.host import EngineHost
+from rewardsvc.engine.process import tune_process
 from rewardsvc.errors import ConfigError
+from rewardsvc.listen import listen_on_port, listen_on_socket
 from rewardsvc.metrics import Metrics
 from rewardsvc.scoring.registry import Registry
 from rewardsvc.scoring.slot import State
@@ -97,8 +99,11 @@ class Server:
         self._loading: asyncio.Task[None] | None = None
         self._updates: set[asyncio.Task[int]] = set()
         self._metrics_server: Any = None
+        self._base_dir = base_dir
         self.port = 0
         """The port that gRPC listens on, once started."""
+        self.unix_socket: Path | None = None
+        """The socket that gRPC listens on beside it, once started; None without one."""
         self.metrics_port: int | None = None
         """The port that /metrics listens on, once started."""
 
@@ -106,20 +111,12 @@ class Server:
         """Listens, and begins to load.
 
         Raises:
-            ConfigError: If a port cannot be had.
+            ConfigError: If a port or the unix socket cannot be had.
         """
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         settings = self._settings
-        address = f"{settings.host}:{settings.port}"
-        try:
-            if settings.tls is None:
-                self.port = self._grpc.add_insecure_port(address)
-            else:
-                self.port = self._grpc.add_secure_port(address, _credentials(settings))
-        except RuntimeError as error:
-            raise ConfigError(
-                f"server.port: cannot listen on {address}: {error}; choose another, or 0"
-            ) from None
+        self.unix_socket = listen_on_socket(self._grpc, settings, self._base_dir)
+        self.port = listen_on_port(self._grpc, settings)
         if settings.metrics_port is not None:
             try:
                 self._metrics_server, _ = start_http_server(
@@ -135,9 +132,10 @@ class Server:
             self.metrics_port = self._metrics_server.server_port
         await self._grpc.start()
         log.info(
-            "listening on %s:%d%s",
+            "listening on %s:%d%s%s",
             settings.host,
             self.port,
+            f" and unix:{self.unix_socket}" if self.unix_socket is not None else "",
             f", metrics on {self.metrics_port}" if self.metrics_port is not None else "",
         )
         self._loading = asyncio.create_task(self._load())
@@ -259,23 +257,6 @@ def _grpc_server(settings: ServerSettings, keys: ApiKeys) -> Any:
     )
 
 
-def _credentials(settings: ServerSettings) -> grpc.ServerCredentials:
-    tls = settings.tls
-    assert tls is not None
-
-    def read(path: Path, field: str) -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"server.tls.{field}: {path}: {error.strerror}") from None
-
-    return grpc.ssl_server_credentials(
-        [(read(tls.private_key, "private_key"), read(tls.certificate, "certificate"))],
-        root_certificates=read(tls.client_ca, "client_ca") if tls.client_ca else None,
-        require_client_auth=tls.client_ca is not None,
-    )
-
-
 async def serve(config: ServiceConfig, base_dir: Path) -> None:
     """Runs a server until SIGTERM or SIGINT, then drains it. A second signal stops at once.
 
@@ -293,6 +274,7 @@ async def serve(config: ServiceConfig, base_dir: Path) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    tune_process()
     server = Server(config, base_dir)
     try:
         await server.start()

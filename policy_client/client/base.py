@@ -41,9 +41,9 @@ class ClientBase:
         """Opens no connection yet.
 
         Args:
-            addresses: "host:port" of one or more servers of one service; a string may list
-                several, with commas between. Each RPC goes to the one with the least in flight
-                that is not known to fail.
+            addresses: "host:port" or "unix:/path" of one or more servers of one service; a string
+                may list several, with commas between. Each RPC goes to the one with the least in
+                flight that is not known to fail.
             api_key: Sent as `authorization: Bearer …`.
             tls: None for plain text; `TlsConfig()` for TLS with the usual roots.
             timeout_s: Seconds that a call may take, retries included, unless the call says

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
-import queue
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
-
-from rewardsvc.policy_client.client.addresses import AddressPool
 from rewardsvc.policy_client.client.base import ClientBase
 from rewardsvc.policy_client.client.calls import InfoJob, LogProbsJob, ScoreJob
-from rewardsvc.policy_client.client.channels import (
-    call_metadata,
-    channel_credentials,
-    channel_options,
-    rpc_failure,
-)
+from rewardsvc.policy_client.client.connections import Connections
 from rewardsvc.policy_client.client.encode import build_items
 from rewardsvc.policy_client.client.errors import Cancelled, DeadlineExceeded
-from rewardsvc.policy_client.client.jobs import Attempt, Job
 from rewardsvc.policy_client.client.logprobs import TokenLogProbs
 from rewardsvc.policy_client.client.reward_function import OnError, RewardFunction
 from rewardsvc.policy_client.client.scores import ItemScore, ScoreBatch
@@ -33,27 +21,13 @@ from rewardsvc.policy_client.client.server_info import ServerInfo, not_ready
 from rewardsvc.policy_client.client.settings import ClientSettings
 from rewardsvc.policy_client.client.stream import (
     DEFAULT_WINDOW,
-    MAX_CONNECTION_AGE_S,
     StreamState,
     check_window,
 )
 from rewardsvc.policy_client.client.sync_stream import run_stream
 from rewardsvc.policy_client.client.types import ScoreItem, TextLike
-from rewardsvc.v1.reward_pb2_grpc import RewardServiceStub
 
 _POLL_S = 0.2
-
-_forked = False
-
-
-def _note_fork() -> None:
-    """In a forked child gRPC may hang where it should fail; there, nobody waits inside of it."""
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
 
 
 class RewardClient(ClientBase):
@@ -123,7 +97,7 @@ class RewardClient(ClientBase):
         }
         items = build_items(prompts, completions, columns)
         job = ScoreJob(self._env(live.pool, timeout_s, priority), scorer, items)
-        self._run(live, job)
+        live.run(job)
         return job.result()
 
     def score_stream(
@@ -192,7 +166,7 @@ class RewardClient(ClientBase):
         env = self._env(live.pool, timeout_s, priority)
         sequences = (prompt_ids, completion_ids)
         job = LogProbsJob(env, scorer, sequences, temperature=temperature, entropy=entropy)
-        self._run(live, job)
+        live.run(job)
         return job.result()
 
     def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
@@ -203,7 +177,7 @@ class RewardClient(ClientBase):
         """
         live = self._live()
         job = InfoJob(self._env(live.pool, timeout_s))
-        self._run(live, job)
+        live.run(job)
         return job.result()
 
     def wait_until_ready(
@@ -281,122 +255,12 @@ class RewardClient(ClientBase):
 
     def _init_from(self, settings: ClientSettings) -> None:
         super()._init_from(settings)
-        self._connections = _Connections(settings)
+        self._connections = Connections(settings)
 
-    def _live(self) -> _Connections:
+    def _live(self) -> Connections:
         """The connections of this process: gRPC's do not survive a fork, nor do locks."""
         if self._closed:
             raise Cancelled("the client is closed; make a new one")
         if self._connections.pid != os.getpid():
-            self._connections = _Connections(self._settings)
+            self._connections = Connections(self._settings)
         return self._connections
-
-    def _run(self, live: _Connections, job: Job) -> None:
-        ended: queue.SimpleQueue[tuple[Attempt, Any]] = queue.SimpleQueue()
-        in_flight: dict[Attempt, Any] = {}
-        try:
-            while True:
-                attempts = job.starts(time.monotonic())
-                if job.is_single and len(attempts) == 1 and not _forked:
-                    try:
-                        call = live.finish(attempts[0])
-                    except BaseException:
-                        job.abandoned(attempts[0])
-                        raise
-                    _settle(job, attempts[0], call)
-                    continue
-                for attempt in attempts:
-                    in_flight[attempt] = call = live.start(attempt)
-                    call.add_done_callback(partial(_report, ended, attempt))
-                if job.done:
-                    break
-                try:
-                    attempt, call = ended.get(timeout=job.wait_s(time.monotonic()))
-                except queue.Empty:
-                    continue
-                del in_flight[attempt]
-                _settle(job, attempt, call)
-        finally:
-            for attempt, call in in_flight.items():
-                call.cancel()
-                job.abandoned(attempt)
-
-
-def _settle(job: Job, attempt: Attempt, call: Any) -> None:
-    """Tells the job what became of an attempt."""
-    if call.code() is grpc.StatusCode.OK:
-        job.succeeded(attempt, call.result(), time.monotonic())
-    else:
-        failure = rpc_failure(call.code(), call.details(), call.trailing_metadata())
-        job.failed(attempt, failure, time.monotonic())
-
-
-def _report(ended: queue.SimpleQueue[tuple[Attempt, Any]], attempt: Attempt, call: Any) -> None:
-    ended.put((attempt, call))
-
-
-class _Finished:
-    """A call that went well, with the interface of grpc's futures as far as it is used here."""
-
-    def __init__(self, response: Any, call: Any) -> None:
-        self._response = response
-        self.code = call.code
-
-    def result(self) -> Any:
-        return self._response
-
-
-class _Connections:
-    """The channels of one process, one an address, opened when first used."""
-
-    def __init__(self, settings: ClientSettings) -> None:
-        self.pid = os.getpid()
-        self.pool = AddressPool(settings.addresses)
-        self._settings = settings
-        self._metadata = call_metadata(settings)
-        self._lock = threading.Lock()
-        self._channels: dict[str, tuple[grpc.Channel, RewardServiceStub]] = {}
-
-    def start(self, attempt: Attempt) -> Any:
-        """Starts the RPC of an attempt; returns grpc's future."""
-        method = getattr(self._stub(attempt.address), attempt.method)
-        return method.future(attempt.request, timeout=attempt.timeout_s, metadata=self._metadata)
-
-    def finish(self, attempt: Attempt) -> Any:
-        """Runs the RPC of an attempt to its end on this thread; returns grpc's call.
-
-        A future costs a thread of grpc's for each call: on two cores, 0.15 ms of 0.5.
-        """
-        method = getattr(self._stub(attempt.address), attempt.method)
-        try:
-            response, call = method.with_call(
-                attempt.request, timeout=attempt.timeout_s, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            return error
-        return _Finished(response, call)
-
-    def open_stream(self, address: str, requests: Iterator[Any]) -> Any:
-        """Opens a score stream; returns grpc's call."""
-        return self._stub(address).ScoreStream(
-            requests, timeout=MAX_CONNECTION_AGE_S, metadata=self._metadata
-        )
-
-    def close(self) -> None:
-        """Closes the channels."""
-        with self._lock:
-            channels, self._channels = self._channels, {}
-        for channel, _ in channels.values():
-            channel.close()
-
-    def _stub(self, address: str) -> RewardServiceStub:
-        with self._lock:
-            if address not in self._channels:
-                options = channel_options(self._settings)
-                if self._settings.tls is None:
-                    channel = grpc.insecure_channel(address, options)
-                else:
-                    credentials = channel_credentials(self._settings.tls)
-                    channel = grpc.secure_channel(address, credentials, options)
-                self._channels[address] = (channel, RewardServiceStub(channel))
-            return self._channels[address][1]

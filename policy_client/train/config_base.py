@@ -5,8 +5,6 @@ Nothing here imports torch: a configuration can be checked, and `--help` printed
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,6 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rewardsvc.errors import ConfigError
+from rewardsvc.validation import explain
+from rewardsvc.yaml_file import parse_yaml, read_yaml
 
 
 class LoraSection(BaseModel):
@@ -102,6 +102,22 @@ class TrainConfigBase(BaseModel):
         default=1, ge=1, description="Micro-batches in one optimizer step."
     )
 
+    activation_checkpointing: bool = Field(
+        default=False,
+        description="Keep only what goes from layer to layer, and compute the rest again in the "
+        "backward pass: far less memory for about a third more computation.",
+    )
+    fsdp: bool | None = Field(
+        default=None,
+        description="With several processes: divide weights, gradients and moments among them "
+        "(FSDP2), in place of a copy in each (DDP). None: as `accelerate launch` was told.",
+    )
+    collective_timeout_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="With several processes: how long one waits for the others.",
+    )
+
     save_steps: int = Field(default=100, ge=1, description="Steps from checkpoint to checkpoint.")
     save_total_limit: int = Field(default=2, ge=1, description="Checkpoints to keep.")
     logging_steps: int = Field(
@@ -144,12 +160,7 @@ def load_config(path: str | Path, cls: type[C], overrides: Sequence[str] = ()) -
         ConfigError: Names the file, the field, its value and the fix.
     """
     path = Path(path)
-    try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+    loaded = read_yaml(path)
     if loaded is None:
         loaded = {}
     if not isinstance(loaded, dict):
@@ -159,22 +170,8 @@ def load_config(path: str | Path, cls: type[C], overrides: Sequence[str] = ()) -
     try:
         return cls.model_validate(loaded)
     except ValidationError as error:
-        lines = [_explain(dict(detail), cls) for detail in error.errors()]
+        lines = explain(error, cls)
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """A safe loader for which 1e-5 is a number; YAML 1.1 wants 1.0e-5 and gives a string."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -182,7 +179,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: write it as key=value")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
     *parents, leaf = key.split(".")
@@ -193,26 +190,3 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {parent!r} is {child!r}, not a mapping")
         node = child
     node[leaf] = value
-
-
-def _explain(detail: dict[str, Any], cls: type[BaseModel]) -> str:
-    """One validation error in words: the field, its value, the fix."""
-    field = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        known = sorted(info.alias or name for name, info in cls.model_fields.items())
-        close = difflib.get_close_matches(field, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        return f"{field}: unknown field, set to {detail['input']!r}; {hint}"
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    if detail["type"] == "missing":
-        return f"{field}: missing; {_describe(cls, field)}"
-    if not field:
-        return message
-    return f"{field}: {detail['input']!r}: {message}; {_describe(cls, field)}"
-
-
-def _describe(cls: type[BaseModel], field: str) -> str:
-    for name, info in cls.model_fields.items():
-        if field.split(".")[0] in (name, info.alias):
-            return info.description or "see --help"
-    return "see --help"

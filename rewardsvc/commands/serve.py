@@ -17,6 +17,7 @@ def serve(
     config: Annotated[Path, typer.Argument(help="The YAML file; docs/configuration.md.")],
     host: Annotated[str | None, typer.Option(help="Overrides server.host.")] = None,
     port: Annotated[int | None, typer.Option(help="Overrides server.port; 0 picks one.")] = None,
+    unix_socket: Annotated[Path | None, typer.Option(help="Overrides server.unix_socket.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Overrides server.metrics_port.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Check the file and exit.")] = False,
 ) -> None:
@@ -24,7 +25,13 @@ def serve(
     from rewardsvc.config import load_config
     from rewardsvc.logs import configure_logging
 
-    overrides = {"host": host, "port": port, "metrics_port": metrics_port}
+    overrides = {
+        "host": host,
+        "port": port,
+        # As typed: relative to where the command runs, not to the file.
+        "unix_socket": unix_socket.absolute() if unix_socket is not None else None,
+        "metrics_port": metrics_port,
+    }
     try:
         loaded = load_config(config)
         chosen = {name: value for name, value in overrides.items() if value is not None}

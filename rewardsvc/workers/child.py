@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rewardsvc.config import ServerSettings
 from rewardsvc.engine.host import EngineHost, EngineSettings
+from rewardsvc.engine.process import tune_process
 from rewardsvc.logs import configure_logging
 from rewardsvc.metrics import Metrics
 from rewardsvc.scoring.registry import Registry
@@ -131,6 +132,7 @@ def main() -> None:
     settings = WorkerSettings.model_validate_json(bytes(line))
     configure_logging(settings.log_level, settings.log_format)
     os.environ.setdefault("TQDM_DISABLE", "1")
+    tune_process()
     asyncio.run(serve(settings))
     logging.shutdown()
     # A thread that hangs in a device would otherwise keep the process for ever.
