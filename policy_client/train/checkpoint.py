@@ -10,31 +10,44 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 from rewardsvc.errors import ConfigError
+from rewardsvc.policy_client.train.checkpoint_files import (
+    FORMAT,
+    STATE_FILE,
+    checkpoints,
+    is_whole,
+)
+from rewardsvc.policy_client.train.distributed import World
 from rewardsvc.policy_client.train.lora import (
     frozen_fingerprint,
     has_adapters,
     learned_state,
     load_learned_state,
 )
+from rewardsvc.policy_client.train.packed_state import (
+    pack,
+    random_states,
+    set_random_states,
+    unpack,
+)
+from rewardsvc.policy_client.train.sharding import (
+    is_sharded,
+    load_whole_state,
+    part_like,
+    whole_state,
+)
 
-STATE_FILE = "state.json"
-FORMAT = 1
-
-_FOLDER = re.compile(r"checkpoint-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -63,6 +76,8 @@ def save_checkpoint(
     state: Mapping[str, Any],
     generators: Mapping[str, torch.Generator] | None = None,
     extra: Mapping[str, torch.Tensor] | None = None,
+    own: Mapping[str, torch.Tensor] | None = None,
+    world: World | None = None,
     keep: int,
 ) -> Path:
     """Writes `directory/checkpoint-<step>` in one atomic step and removes the oldest ones.
@@ -82,6 +97,10 @@ def save_checkpoint(
         state: JSON values only: counters, the sampler's state, a KL coefficient.
         generators: Random generators of the trainer's own.
         extra: Tensors of the trainer's own, such as a rollout in the middle of its use.
+        own: The same, of which each process has its own: such a checkpoint can be loaded by as many
+            processes only. None if there are none.
+        world: Of this process; all processes must call. The first one writes what they share, and
+            each its random states and `own`.
         keep: Checkpoints to keep, at least 1.
 
     Returns:
@@ -89,38 +108,101 @@ def save_checkpoint(
 
     Raises:
         ValueError: If a name cannot be a file's name, or a state holds what JSON cannot.
+        ConfigError: If this process does not see the first one's folder.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    world = world or World()
     target = directory / f"checkpoint-{step:08d}"
     temporary = directory / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
 
-    frozen: dict[str, str] = {}
-    for name, module in modules.items():
-        file = str(temporary / f"{_checked(name)}.safetensors")
-        if has_adapters(module):
-            frozen[name] = frozen_fingerprint(module)
-            learned = learned_state(module)
-            save_file({key: one.detach().cpu().contiguous() for key, one in learned.items()}, file)
-        else:
-            save_model(module, file)
+    def begin() -> None:
+        if world.is_main:
+            directory.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+
+    world.settled(begin)
+    # What is divided is put together here, which takes all processes.
     tensors: dict[str, torch.Tensor] = {}
-    packed = {
-        "frozen": frozen,
-        "optimizers": {name: _pack(o.state_dict(), tensors) for name, o in optimizers.items()},
-        "schedulers": {name: _pack(s.state_dict(), tensors) for name, s in schedulers.items()},
+    weights = {name: _weights_of(module) for name, module in modules.items()}
+    packed: dict[str, Any] = {
+        "frozen": {n: frozen_fingerprint(one) for n, one in modules.items() if has_adapters(one)},
+        "optimizers": {name: pack(o.state_dict(), tensors) for name, o in optimizers.items()},
+        "schedulers": {name: pack(s.state_dict(), tensors) for name, s in schedulers.items()},
         "generators": {
-            name: _pack(g.get_state(), tensors) for name, g in (generators or {}).items()
+            name: pack(g.get_state(), tensors) for name, g in (generators or {}).items()
         },
-        "random": _pack(_random_states(), tensors),
-        "extra": _pack(dict(extra or {}), tensors),
     }
-    save_file(tensors, str(temporary / "tensors.safetensors"))
-    sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-    document = {"format": FORMAT, "step": step, "state": dict(state), "files": sizes, **packed}
-    (temporary / STATE_FILE).write_text(json.dumps(document), encoding="utf-8")
 
+    def write() -> None:
+        if not world.is_main:
+            _write_own(temporary, world.rank, dict(own or {}))
+            return
+        for name, state in weights.items():
+            file = str(temporary / f"{_checked(name)}.safetensors")
+            if has_adapters(modules[name]):
+                save_file({k: one.detach().cpu().contiguous() for k, one in state.items()}, file)
+            else:
+                save_model(_Weights(state), file)  # type: ignore[arg-type]
+        packed["random"] = pack(random_states(), tensors)
+        packed["extra"] = pack({**(extra or {}), **(own or {})}, tensors)
+        save_file(tensors, str(temporary / "tensors.safetensors"))
+
+    def finish() -> None:
+        if world.is_main:
+            if world.size > 1:
+                packed["num_processes"] = world.size
+                packed["own"] = None if own is None else sorted(own)
+            document = {"format": FORMAT, "step": step, "state": dict(state)}
+            _put_in_place(temporary, target, document, packed)
+            found = checkpoints(directory)
+            newest = found.index(target) + 1
+            for path in found[: max(0, newest - keep)] + found[newest:]:
+                shutil.rmtree(path)
+
+    world.settled(write)
+    world.settled(finish)
+    return target
+
+
+class _Weights:
+    """As much of a module as `save_model` asks for."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        self._state = state
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self._state
+
+
+def _weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return learned_state(module) if has_adapters(module) else whole_state(module)
+
+
+def _write_own(directory: Path, rank: int, own: dict[str, torch.Tensor]) -> None:
+    """What a process that is not the first has of its own."""
+    if not directory.is_dir():
+        raise ConfigError(
+            f"output_dir: process {rank} does not see {directory.parent}, where the first process "
+            "writes; use a folder that all of them share"
+        )
+    tensors: dict[str, torch.Tensor] = {}
+    packed = {"random": pack(random_states(), tensors), "extra": pack(own, tensors)}
+    save_file(tensors, str(directory / f"{_own_name(rank)}.safetensors"))
+    (directory / f"{_own_name(rank)}.json").write_text(json.dumps(packed), encoding="utf-8")
+
+
+def _own_name(rank: int) -> str:
+    return f"process-{rank}"
+
+
+def _put_in_place(
+    temporary: Path, target: Path, document: dict[str, Any], packed: Mapping[str, Any]
+) -> None:
+    """Writes the last file, flushes everything, and renames."""
+    directory = target.parent
+    sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+    document = {**document, "files": sizes, **packed}
+    (temporary / STATE_FILE).write_text(json.dumps(document), encoding="utf-8")
     for path in temporary.iterdir():
         _fsync(path)
     _fsync(temporary)
@@ -133,60 +215,6 @@ def save_checkpoint(
     else:
         temporary.rename(target)
     _fsync(directory)
-    found = _checkpoints(directory)
-    newest = found.index(target) + 1
-    for path in found[: max(0, newest - keep)] + found[newest:]:
-        shutil.rmtree(path)
-    return target
-
-
-def latest_checkpoint(directory: Path) -> Path | None:
-    """The whole checkpoint with the most steps below `directory`, or None if there is none."""
-    for path in reversed(_checkpoints(directory)):
-        if _is_whole(path):
-            return path
-    return None
-
-
-def checkpoint_before(
-    directory: Path, step: int, usable: Callable[[Mapping[str, Any]], bool]
-) -> Path | None:
-    """The whole checkpoint with the most steps, but fewer than `step`; None if there is none.
-
-    Args:
-        directory: The run's folder.
-        step: The first step that is too late.
-        usable: Whether a checkpoint with this `state` will do.
-    """
-    for path in reversed(_checkpoints(directory)):
-        if _steps_of(path) < step and _is_whole(path):
-            document = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-            if usable(document["state"]):
-                return path
-    return None
-
-
-def drop_checkpoints_after(directory: Path, step: int) -> None:
-    """Deletes checkpoints of later steps than `step`."""
-    for path in _checkpoints(directory):
-        if _steps_of(path) > step:
-            shutil.rmtree(path)
-
-
-def checkpoint_to_resume(output_dir: Path, resume: bool | Path) -> Path | None:
-    """Where a run with this `resume` goes on; None if it starts from the beginning.
-
-    Raises:
-        ConfigError: If it is to start from the beginning in a folder that holds another run's
-            checkpoint: killed before its own first one, it would later resume that.
-    """
-    newest = latest_checkpoint(output_dir)
-    if resume is False and newest is not None:
-        raise ConfigError(
-            f"output_dir: {newest.parent} holds {newest.name} of another run; set resume: true "
-            "to go on from it, or choose another folder"
-        )
-    return newest if isinstance(resume, bool) else resume
 
 
 def load_checkpoint(
@@ -196,6 +224,7 @@ def load_checkpoint(
     optimizers: Mapping[str, torch.optim.Optimizer],
     schedulers: Mapping[str, Any],
     generators: Mapping[str, torch.Generator] | None = None,
+    world: World | None = None,
 ) -> LoadedCheckpoint:
     """Fills the given objects in place, and the global random generators.
 
@@ -203,9 +232,11 @@ def load_checkpoint(
     in between takes them from the resumed run.
 
     Raises:
-        ValueError: If the checkpoint is torn, or was saved from other objects than these.
+        ValueError: If the checkpoint is torn, was saved from other objects than these, or holds
+            what other processes had of their own.
     """
-    if not _is_whole(path):
+    world = world or World()
+    if not is_whole(path):
         raise ValueError(f"checkpoint: {path} is torn or not a checkpoint; resume from another one")
     document = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     generators = generators or {}
@@ -233,6 +264,8 @@ def load_checkpoint(
         try:
             if has_adapters(module):
                 load_learned_state(module, load_file(str(file)))
+            elif is_sharded(module):
+                load_whole_state(module, load_file(str(file)))
             else:
                 load_model(module, str(file), strict=True)
         except RuntimeError as error:
@@ -241,46 +274,54 @@ def load_checkpoint(
             ) from error
     tensors = load_file(str(path / "tensors.safetensors"))
     for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(_unpack(document["optimizers"][name], tensors))
+        state = unpack(document["optimizers"][name], tensors)
+        optimizer.load_state_dict(_divided(state, optimizer))
     for name, scheduler in schedulers.items():
-        scheduler.load_state_dict(_unpack(document["schedulers"][name], tensors))
+        scheduler.load_state_dict(unpack(document["schedulers"][name], tensors))
     for name, generator in generators.items():
-        generator.set_state(_unpack(document["generators"][name], tensors))
-    _set_random_states(_unpack(document["random"], tensors))
-    return LoadedCheckpoint(
-        step=int(document["step"]),
-        state=document["state"],
-        # Checkpoints from before there were such tensors have no such entry.
-        tensors=_unpack(document.get("extra", {"__dict__": []}), tensors),
-    )
+        generator.set_state(unpack(document["generators"][name], tensors))
+    # Checkpoints from before there were such tensors have no such entry.
+    extra = unpack(document.get("extra", {"__dict__": []}), tensors)
+    random, extra = _own_part(path, document, world, extra)
+    if world.is_main:
+        random = unpack(document["random"], tensors)
+    if random is not None:
+        set_random_states(random)
+    return LoadedCheckpoint(step=int(document["step"]), state=document["state"], tensors=extra)
 
 
-def _checkpoints(directory: Path) -> list[Path]:
-    """Folders named like checkpoints, fewest steps first."""
-    if not directory.is_dir():
-        return []
-    found = [
-        (int(match[1]), path)
-        for path in directory.iterdir()
-        if path.is_dir() and (match := _FOLDER.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(found)]
-
-
-def _steps_of(path: Path) -> int:
-    match = _FOLDER.fullmatch(path.name)
-    assert match is not None  # `_checkpoints` gives no other
-    return int(match[1])
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        document = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        return document["format"] == FORMAT and all(
-            (path / name).stat().st_size == size for name, size in document["files"].items()
+def _own_part(
+    path: Path, document: Mapping[str, Any], world: World, extra: dict[str, torch.Tensor]
+) -> tuple[Mapping[str, Any] | None, dict[str, torch.Tensor]]:
+    """Random states of this process, if it is not the first, and all tensors that are for it."""
+    own = document.get("own")
+    saved_by = int(document.get("num_processes", 1))
+    in_middle = own is not None or (saved_by == 1 and bool(extra))
+    if in_middle and saved_by != world.size:
+        raise ValueError(
+            f"checkpoint: {path} is of the middle of a step of {saved_by} processes, and this run "
+            f"has {world.size}; resume with {saved_by}, or from a checkpoint of a whole step"
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+    if world.is_main or world.rank >= saved_by:
+        return None, extra
+    name = _own_name(world.rank)
+    packed = json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
+    tensors = load_file(str(path / f"{name}.safetensors"))
+    shared = {name: one for name, one in extra.items() if name not in set(own or ())}
+    return unpack(packed["random"], tensors), {**shared, **unpack(packed["extra"], tensors)}
+
+
+def _divided(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A loaded state with moments divided as the optimizer's parameters are."""
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    moments = {
+        number: {
+            name: part_like(value, parameters[number]) if torch.is_tensor(value) else value
+            for name, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": moments}
 
 
 def _checked(name: str) -> str:
@@ -295,59 +336,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _random_states() -> dict[str, Any]:
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def _set_random_states(states: Mapping[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    if torch.cuda.is_available() and len(states.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
-
-
-def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """`value` as JSON; its tensors move into `tensors`. JSON lacks tuples and keys of other types
-    than text, so these, arrays and tensors become an object with one key that says what it is.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, torch.Tensor):
-        key = str(len(tensors))
-        tensors[key] = value.detach().cpu().contiguous().clone()
-        return {"__tensor__": key}
-    if isinstance(value, np.ndarray):
-        return {"__array__": value.tolist(), "dtype": str(value.dtype)}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, tuple):
-        return {"__tuple__": [_pack(item, tensors) for item in value]}
-    if isinstance(value, list):
-        return [_pack(item, tensors) for item in value]
-    if isinstance(value, Mapping):
-        return {"__dict__": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
-    raise ValueError(f"a checkpoint cannot hold {value!r} of type {type(value).__name__}")
-
-
-def _unpack(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_unpack(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "__tensor__" in value:
-        return tensors[value["__tensor__"]]
-    if "__array__" in value:
-        return np.array(value["__array__"], dtype=value["dtype"])
-    if "__tuple__" in value:
-        return tuple(_unpack(item, tensors) for item in value["__tuple__"])
-    return {_unpack(k, tensors): _unpack(v, tensors) for k, v in value["__dict__"]}

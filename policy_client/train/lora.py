@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rewardsvc.errors import ConfigError
 from rewardsvc.policy_client.train.config_base import LoraSection
+from rewardsvc.policy_client.train.sharding import part_like, whole, whole_state
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -125,11 +126,11 @@ def merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
     Each merged weight is W + (alpha / r) B A, rounded once to the dtype of W.
     """
-    state: dict[str, Tensor] = model.state_dict()
+    state = whole_state(model)
     for name, layer in _layers(model):
         weight = layer.get_base_layer().weight
         merged = weight.float() + layer.get_delta_weight(ADAPTER).float()
-        state[f"{name}.base_layer.weight"] = merged.to(weight.dtype)
+        state[f"{name}.base_layer.weight"] = whole(merged.to(weight.dtype))
     return {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in state.items()
@@ -140,7 +141,9 @@ def merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
 def learned_state(model: nn.Module) -> dict[str, Tensor]:
     """What an adapted model has of its own: adapters, whatever else learns, and buffers."""
     frozen = dict(_frozen(model))
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+    return {
+        name: whole(tensor) for name, tensor in model.state_dict().items() if name not in frozen
+    }
 
 
 def load_learned_state(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -153,7 +156,10 @@ def load_learned_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     if wanted != state.keys():
         odd = sorted(wanted ^ state.keys())
         raise RuntimeError(f"{len(odd)} names differ, such as {odd[0]!r}")
-    model.load_state_dict(state, strict=False)
+    mine = model.state_dict()
+    model.load_state_dict(
+        {name: part_like(tensor, mine[name]) for name, tensor in state.items()}, strict=False
+    )
 
 
 def frozen_fingerprint(model: nn.Module) -> str:
@@ -162,7 +168,7 @@ def frozen_fingerprint(model: nn.Module) -> str:
     names = dict(_frozen(model))
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if name in names:
-            head = parameter.detach().flatten()[:_FINGERPRINT_ELEMENTS].float().cpu()
+            head = whole(parameter.detach()).flatten()[:_FINGERPRINT_ELEMENTS].float().cpu()
             found = zlib.crc32(head.numpy().tobytes(), zlib.crc32(name.encode(), found))
     return f"{found:08x}"
 

@@ -20,7 +20,9 @@ from transformers import (
 
 from rewardsvc.errors import ConfigError
 from rewardsvc.policy_client.train.config_base import TrainConfigBase
+from rewardsvc.policy_client.train.distributed import World
 from rewardsvc.policy_client.train.lora import add_adapters, has_adapters, merged_state
+from rewardsvc.policy_client.train.sharding import is_sharded, whole_state
 
 ModelAndTokenizer: TypeAlias = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -132,23 +134,46 @@ def sequence_rewards(
 
 
 def save_pretrained(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    world: World | None = None,
 ) -> Path:
     """Saves both as transformers, vLLM and the service's `orm` and `causal_lm` load them.
 
     The adapters of an adapted model are merged into what is saved, and stay apart in `model`.
     Written beside and renamed, so that nobody who loads `directory` meanwhile finds half of it.
 
+    Args:
+        model: Its weights may be divided among processes.
+        tokenizer: Of the model.
+        directory: Replaced if it exists.
+        world: Of this process; all processes must call, and the first one writes.
+
     Returns:
         `directory`.
     """
-    directory = Path(directory)
+    world, directory = world or World(), Path(directory)
+    state: dict[str, torch.Tensor] | None = None  # what transformers finds by itself
+    if has_adapters(model):
+        state = merged_state(model)
+    elif is_sharded(model):
+        state = whole_state(model)
+    world.settled(lambda: _write(model, tokenizer, directory, state) if world.is_main else None)
+    return directory
+
+
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    state: dict[str, torch.Tensor] | None,
+) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(
-        temporary, state_dict=merged_state(model) if has_adapters(model) else None
-    )
+    model.save_pretrained(temporary, state_dict=state)
     tokenizer.save_pretrained(temporary)
     if directory.exists():
         outdated = directory.with_name(f".{directory.name}.old")
@@ -158,7 +183,6 @@ def save_pretrained(
         shutil.rmtree(outdated)
     else:
         temporary.rename(directory)
-    return directory
 
 
 def _load(

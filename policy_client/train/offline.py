@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -23,16 +24,17 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rewardsvc.policy_client.train.checkpoint import (
-    checkpoint_to_resume,
-    load_checkpoint,
-    save_checkpoint,
-)
+from rewardsvc.policy_client.train.checkpoint import load_checkpoint, save_checkpoint
+from rewardsvc.policy_client.train.checkpoint_files import checkpoint_to_resume
 from rewardsvc.policy_client.train.config_base import TrainConfigBase
 from rewardsvc.policy_client.train.data import Examples, PromptSampler, load_examples
+from rewardsvc.policy_client.train.distributed import World
+from rewardsvc.policy_client.train.launch import join_world, uses_fsdp
 from rewardsvc.policy_client.train.models import save_pretrained
+from rewardsvc.policy_client.train.online.recompute import check_recomputable, recomputed
 from rewardsvc.policy_client.train.optim import build_optimizer, build_scheduler
-from rewardsvc.policy_client.train.run_log import RunLog
+from rewardsvc.policy_client.train.run_log import open_log
+from rewardsvc.policy_client.train.sharding import begin_pass, gathered, is_sharded, shard, whole
 
 Split: TypeAlias = Literal["train", "eval"]
 
@@ -57,7 +59,7 @@ class OfflineConfig(TrainConfigBase):
         default=1.0, gt=0, description="Passes over the data, unless `max_steps` is given."
     )
     per_device_train_batch_size: int = Field(
-        default=8, ge=1, description="Rows in one forward and backward pass."
+        default=8, ge=1, description="Rows in one forward and backward pass, in each process."
     )
     per_device_eval_batch_size: int = Field(
         default=16, ge=1, description="Rows in one forward pass of the evaluation."
@@ -180,22 +182,32 @@ def run_offline(task: OfflineTask, config: OfflineConfig) -> OfflineResult:
         ConfigError: If the output folder holds another run's checkpoint and `resume` is off.
         ValueError: If a checkpoint to resume from does not fit.
         FloatingPointError: If the gradient is not finite.
+        PeerFailedError: If another process of the run has failed.
     """
-    return _Loop(task, config).run()
+    world = join_world(config)
+    with world.watched():
+        return _Loop(task, config, world).run()
 
 
 class _Loop:
-    def __init__(self, task: OfflineTask, config: OfflineConfig) -> None:
+    def __init__(self, task: OfflineTask, config: OfflineConfig, world: World) -> None:
         self._task = task
         self._config = config
+        self._world = world
         num_rows = len(task.lengths["train"])
         self._micro_size = config.per_device_train_batch_size
-        batch_size = self._micro_size * config.gradient_accumulation_steps
+        batch_size = self._micro_size * config.gradient_accumulation_steps * world.size
         self._total_steps = config.max_steps or math.ceil(
             config.num_train_epochs * num_rows / batch_size
         )
         lengths = task.lengths["train"] if config.group_by_length else None
         self._sampler = PromptSampler(num_rows, batch_size, config.seed, lengths=lengths)
+        world.same_weights(task.model)
+        world.vary_seed(config.seed)
+        if config.activation_checkpointing:
+            check_recomputable(task.model, with_prompts=False)
+        if uses_fsdp(config.fsdp, world):
+            shard(task.model)
         self._optimizer = build_optimizer([task.model], config)
         self._scheduler = build_scheduler(self._optimizer, config, self._total_steps)
         self._num_tokens = 0
@@ -206,8 +218,8 @@ class _Loop:
         metrics: dict[str, float] = {}
         before: dict[str, float] = {}
         after: dict[str, float] = {}
-        with RunLog(
-            config.output_dir,
+        with open_log(
+            config.output_dir if self._world.is_main else None,
             algorithm=task.name,
             total_steps=self._total_steps,
             config=config.model_dump(mode="json", by_alias=True),
@@ -231,7 +243,7 @@ class _Loop:
                 if step % config.save_steps == 0 or step == self._total_steps:
                     self._save(step)
             model_dir = save_pretrained(
-                task.model, task.tokenizer, config.output_dir / FINAL_FOLDER
+                task.model, task.tokenizer, config.output_dir / FINAL_FOLDER, world=self._world
             )
         return OfflineResult(
             model_dir=model_dir,
@@ -245,7 +257,8 @@ class _Loop:
         task, config = self._task, self._config
         lengths, units = task.lengths["train"], task.units["train"]
         rows = sorted(self._sampler.next_batch(), key=lambda row: lengths[row])
-        made = task.begin("train", rows, step)
+        with gathered(task.model):
+            made = task.begin("train", rows, step)
         num_units = sum(units[row] for row in rows)
         learning_rate = float(self._optimizer.param_groups[0]["lr"])
         self._num_tokens += sum(lengths[row] for row in rows)
@@ -261,12 +274,19 @@ class _Loop:
             return {**always, "skipped": 1.0}
         sums: dict[str, float] = {}
         task.model.train()
-        for micro in self._micro_batches(rows, units):
-            found = task.forward("train", micro)
-            (found.loss / num_units).backward()  # type: ignore[no-untyped-call]
-            _add(sums, {"loss": found.loss.item(), **found.metrics})
+        for micro, counts in self._micro_batches(rows, units):
+            begin_pass(task.model)
+            with recomputed(task.model) if config.activation_checkpointing else nullcontext():
+                found = task.forward("train", micro)
+            loss = found.loss / num_units if counts else 0.0 * found.loss
+            loss.backward()  # type: ignore[no-untyped-call]
+            if counts:
+                _add(sums, {"loss": found.loss.item(), **found.metrics})
         task.model.eval()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(task.model.parameters(), config.max_grad_norm).item()
+        sums = self._total(sums)
+        self._world.sum_gradients(task.model.parameters())
+        norm = nn.utils.clip_grad_norm_(task.model.parameters(), config.max_grad_norm)
+        grad_norm = whole(norm).item()
         if not math.isfinite(grad_norm):
             raise FloatingPointError(
                 f"step {step}: the gradient is {grad_norm}; "
@@ -281,13 +301,31 @@ class _Loop:
             **always,
         }
 
-    def _micro_batches(self, rows: Sequence[int], units: Sequence[int]) -> list[Sequence[int]]:
-        """The rows that have units, cut into passes."""
+    def _micro_batches(
+        self, rows: Sequence[int], units: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], bool]]:
+        """This process's share of the rows that have units, cut into passes.
+
+        Whether a pass counts is said beside it: weights that are divided come together for all
+        processes at once, so one that has run out of rows runs with the others, on any.
+        """
+        size, world = self._micro_size, self._world
         left = [row for row in rows if units[row]]
-        return [
-            left[start : start + self._micro_size]
-            for start in range(0, len(left), self._micro_size)
-        ]
+        # Rows are sorted by length: dealt out like cards, each process has about as many tokens.
+        mine = left[world.rank :: world.size]
+        for start in range(0, len(mine), size):
+            yield mine[start : start + size], True
+        if is_sharded(self._task.model):
+            num_rounds = math.ceil(len(left[:: world.size]) / size)
+            for _ in range(math.ceil(len(mine) / size), num_rounds):
+                yield left[:1], False
+
+    def _total(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Of all processes."""
+        total: dict[str, float] = {}
+        for part in self._world.gather(dict(sums)):
+            _add(total, part)
+        return total
 
     @torch.no_grad()
     def _evaluate(self, step: int) -> dict[str, float]:
@@ -297,24 +335,26 @@ class _Loop:
         if not lengths:
             return {}
         rows = sorted(range(len(lengths)), key=lambda row: lengths[row])
-        found = dict(task.begin("eval", rows, step))
-        units = task.units["eval"]
-        rows = [row for row in rows if units[row]]
-        size = self._config.per_device_eval_batch_size
+        size, world = self._config.per_device_eval_batch_size, self._world
         sums: dict[str, float] = {}
-        for start in range(0, len(rows), size):
-            part = task.forward("eval", rows[start : start + size])
-            _add(sums, {"loss": part.loss.item(), **part.metrics})
+        with gathered(task.model):
+            found = dict(task.begin("eval", rows, step))
+            units = task.units["eval"]
+            rows = [row for row in rows if units[row]]
+            for start in range(world.rank * size, len(rows), world.size * size):
+                part = task.forward("eval", rows[start : start + size])
+                _add(sums, {"loss": part.loss.item(), **part.metrics})
+        sums = self._total(sums)
         num_units = sum(units)
         found |= {name: total / num_units for name, total in sums.items()}
         return {f"eval_{name}": value for name, value in found.items()}
 
     def _resume(self) -> int:
         """Loads what the configuration says to resume from, and gives the steps done."""
-        path = checkpoint_to_resume(self._config.output_dir, self._config.resume)
+        path = checkpoint_to_resume(self._config.output_dir, self._config.resume, self._world)
         if path is None:
             return 0
-        loaded = load_checkpoint(path, **self._parts())
+        loaded = load_checkpoint(path, **self._parts(), world=self._world)
         self._sampler.load_state_dict(loaded.state["sampler"])
         self._num_tokens = int(loaded.state["num_tokens"])
         if loaded.step > self._total_steps:
@@ -330,6 +370,7 @@ class _Loop:
             step,
             **self._parts(),
             state={"sampler": self._sampler.state_dict(), "num_tokens": self._num_tokens},
+            world=self._world,
             keep=self._config.save_total_limit,
         )
 

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from rewardsvc.policy_client.algorithms.process_losses import step_loss
 from rewardsvc.policy_client.train.data import DataError, Example, Examples
 from rewardsvc.policy_client.train.data.tokenize import TokenizedPair, pad_right, prompt_to_text
+from rewardsvc.policy_client.train.launch import join_world
 from rewardsvc.policy_client.train.models import load_process_reward_model
 from rewardsvc.policy_client.train.offline import (
     BatchSums,
@@ -82,6 +83,7 @@ def run_prm(config: PrmTrainConfig) -> PrmResult:
     Raises:
         ConfigError: If model, tokenizer or data cannot be used; names the field and the fix.
     """
+    join_world(config)
     set_seed(config.seed)
     train, held_out = load_splits(config)
     model, tokenizer = load_process_reward_model(config)

@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Literal, TypeAlias
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -24,6 +24,7 @@ from rewardsvc.policy_client.algorithms.reward_losses import bradley_terry_loss
 from rewardsvc.policy_client.train.data import DataError, Example, Examples, Text
 from rewardsvc.policy_client.train.data.examples import read_scored
 from rewardsvc.policy_client.train.data.tokenize import TokenizedPair, pad_right, tokenize_whole
+from rewardsvc.policy_client.train.launch import join_world
 from rewardsvc.policy_client.train.models import load_reward_model, sequence_rewards
 from rewardsvc.policy_client.train.offline import (
     BatchSums,
@@ -65,6 +66,15 @@ class RewardModelConfig(OfflineConfig):
         description="End every sequence with EOS; serve the model with `append_eos: true` then.",
     )
 
+    @model_validator(mode="after")
+    def _smoothing_has_a_meaning(self) -> RewardModelConfig:
+        if self.label_smoothing and self.loss != "bradley_terry":
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing} with loss {self.loss!r}; only "
+                "bradley_terry has it"
+            )
+        return self
+
 
 def run_rm(config: RewardModelConfig) -> RewardModelResult:
     """Trains a reward model on the pairs of `config.train_data`; the service's `orm` serves it.
@@ -76,6 +86,7 @@ def run_rm(config: RewardModelConfig) -> RewardModelResult:
     Raises:
         ConfigError: If model, tokenizer or data cannot be used; names the field and the fix.
     """
+    join_world(config)
     set_seed(config.seed)
     train, held_out = load_splits(config)
     model, tokenizer = load_reward_model(config)
@@ -138,8 +149,13 @@ class _RewardTask(OfflineTask):
     def _preference_loss(self, seen_B: Tensor, pairs: _Pairs, rows: Sequence[_Row]) -> Tensor:
         config = self._config
         if config.loss == "plackett_luce":
-            scores = torch.split(seen_B, [len(row.ranked) for row in rows])
-            return torch.stack([plackett_luce_loss(score_K) for score_K in scores]).sum()
+            parts = torch.split(seen_B, [len(row.ranked) for row in rows])
+            return torch.stack(
+                [
+                    plackett_luce_loss(_less(row.margin, s_K))
+                    for row, s_K in zip(rows, parts, strict=True)
+                ]
+            ).sum()
         chosen_N, rejected_N = seen_B[pairs.better], seen_B[pairs.worse]
         if config.loss == "thurstone":
             loss_N = thurstone_loss(chosen_N - pairs.margin, rejected_N)
@@ -196,6 +212,11 @@ class _Pairs:
         )
 
 
+def _less(margin: float, score_K: Tensor) -> Tensor:
+    """Scores of a ranking with the best one's lowered; only pairs have a margin that is not 0."""
+    return torch.cat([score_K[:1] - margin, score_K[1:]]) if margin else score_K
+
+
 def _order_metrics(rewards_B: Tensor, pairs: _Pairs) -> dict[str, float]:
     """Sums over rows of the means over their pairs."""
     chosen_N, rejected_N = rewards_B[pairs.better], rewards_B[pairs.worse]
@@ -242,7 +263,7 @@ def _tokenize(
         rows.append(
             _Row(
                 ranked=tuple(TokenizedPair(input_ids=ids, num_prompt_tokens=0) for ids in tokens),
-                margin=example.margin or 0.0,
+                margin=(example.margin or 0.0) if len(ranked) == 2 else 0.0,
             )
         )
     if not rows:

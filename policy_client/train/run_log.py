@@ -229,6 +229,36 @@ class RunLog:
             )
 
 
+class _NoLog(RunLog):
+    """Writes nothing: of several processes only the first one writes."""
+
+    def __init__(self) -> None:
+        pass
+
+    def step(
+        self, step: int, metrics: Mapping[str, float], phases: Mapping[str, float] | None = None
+    ) -> None:
+        pass
+
+    def samples(self, step: int, tag: str, rows: Sequence[SampleRow]) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def open_log(
+    directory: Path | None, *, algorithm: str, total_steps: int, config: Mapping[str, Any]
+) -> RunLog:
+    """A `RunLog`; without a directory one that writes nothing."""
+    if directory is None:
+        return _NoLog()
+    return RunLog(directory, algorithm=algorithm, total_steps=total_steps, config=config)
+
+
 def _finite(value: float) -> float | None:
     """JSON has no NaN and no infinity."""
     value = float(value)

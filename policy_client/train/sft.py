@@ -25,6 +25,7 @@ from rewardsvc.policy_client.train.data.tokenize import (
     pad_right,
     tokenize_pair,
 )
+from rewardsvc.policy_client.train.launch import join_world
 from rewardsvc.policy_client.train.models import load_policy
 from rewardsvc.policy_client.train.offline import (
     BatchSums,
@@ -67,6 +68,7 @@ def run_sft(config: SftConfig) -> SftResult:
     Raises:
         ConfigError: If model, tokenizer or data cannot be used; names the field and the fix.
     """
+    join_world(config)
     set_seed(config.seed)
     train, held_out = load_splits(config)
     model, tokenizer = load_policy(config)

@@ -86,7 +86,11 @@ def _verb(algorithm: str) -> Callable[..., None]:
             if not _speaks_for_itself(error):
                 raise
             fail(f"{type(error).__name__}: {error}", 1)
-        typer.echo(str(result.model_dir))
+        from rewardsvc.policy_client.train.launch import current_world, leave_world
+
+        if current_world().is_main:
+            typer.echo(str(result.model_dir))
+        leave_world()
 
     return run
 

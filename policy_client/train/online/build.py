@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rewardsvc.errors import ConfigError
 from rewardsvc.policy_client.algorithms.presets import AlgorithmSpec
 from rewardsvc.policy_client.train.data import Example, Examples, load_examples
+from rewardsvc.policy_client.train.distributed import World
+from rewardsvc.policy_client.train.launch import uses_fsdp
 from rewardsvc.policy_client.train.lora import add_adapters
 from rewardsvc.policy_client.train.models import load_policy
 from rewardsvc.policy_client.train.online.config import OnlineConfig
@@ -22,6 +24,7 @@ from rewardsvc.policy_client.train.online.critic import Critic
 from rewardsvc.policy_client.train.online.forward import PolicyForward
 from rewardsvc.policy_client.train.online.outage import Patience
 from rewardsvc.policy_client.train.online.ptx import PtxMix
+from rewardsvc.policy_client.train.online.recompute import check_recomputable
 from rewardsvc.policy_client.train.online.reference import (
     LocalReference,
     ReferencePolicy,
@@ -31,6 +34,7 @@ from rewardsvc.policy_client.train.online.rewards import RewardSource
 from rewardsvc.policy_client.train.online.sources import build_client, build_sources
 from rewardsvc.policy_client.train.online.update import Learner
 from rewardsvc.policy_client.train.optim import build_optimizer, build_scheduler
+from rewardsvc.policy_client.train.sharding import shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,7 @@ class Given:
     Attributes:
         patience: How long a service may be away.
         clients: Closes the clients that are built, when the run ends.
+        world: Of this process.
         reward: Where rewards come from; None to build it.
         policy: What learns; None to load it.
         tokenizer: Of `policy`.
@@ -48,6 +53,7 @@ class Given:
 
     patience: Patience
     clients: ExitStack
+    world: World = field(default_factory=World)
 
     reward: RewardSource | None = None
     policy: PreTrainedModel | None = None
@@ -118,18 +124,32 @@ def build_parts(config: OnlineConfig, spec: AlgorithmSpec, given: Given) -> Part
             raise ConfigError("reward: missing; say where rewards come from, or pass a source")
     # Dropout would make log-probs, and with them ratios, random: the policy stays in eval mode.
     policy.eval()  # type: ignore[no-untyped-call]
+    world = given.world
+    world.same_weights(policy)
     reference = None
     if spec.needs_reference:
         reference = given.reference or _reference(config, policy, given)
-    critic = _critic(config, policy) if spec.advantage.needs_critic else None
+    critic = _critic(config, policy, world) if spec.advantage.needs_critic else None
+    if config.activation_checkpointing:
+        check_recomputable(policy, with_prompts=True)
+    forward = PolicyForward(
+        policy,
+        temperature=config.temperature,
+        entropy_gradient=spec.entropy_coef > 0,
+        world=world,
+    )
+    ptx = _ptx(config, policy, tokenizer, world)
+    if uses_fsdp(config.fsdp, world):
+        own = reference.model if isinstance(reference, LocalReference) else None
+        for module in (policy, critic, own if own is not policy else None):
+            if module is not None:
+                shard(module)
     learner = Learner(
-        forward=PolicyForward(
-            policy, temperature=config.temperature, entropy_gradient=spec.entropy_coef > 0
-        ),
+        forward=forward,
         optimizer=build_optimizer([policy], config),
         critic=critic,
         critic_optimizer=_critic_optimizer(critic, config),
-        ptx=_ptx(config, policy, tokenizer),
+        ptx=ptx,
     )
     parts: dict[str, Any] = {"policy": learner.optimizer, "critic": learner.critic_optimizer}
     return Parts(
@@ -177,6 +197,7 @@ def _reference(config: OnlineConfig, policy: PreTrainedModel, given: Given) -> R
             policy,
             temperature=config.temperature,
             max_tokens=config.max_tokens_per_microbatch,
+            world=given.world,
         )
     client = build_client(config.reference.address, config.reference.timeout_s)
     return RemoteReference(
@@ -184,11 +205,15 @@ def _reference(config: OnlineConfig, policy: PreTrainedModel, given: Given) -> R
         config.reference.scorer,
         temperature=config.temperature,
         patience=given.patience,
+        world=given.world,
     )
 
 
 def _ptx(
-    config: OnlineConfig, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    config: OnlineConfig,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    world: World,
 ) -> PtxMix | None:
     if config.ptx is None:
         return None
@@ -200,20 +225,23 @@ def _ptx(
         batch_size=config.ptx.batch_size,
         max_tokens=config.max_tokens_per_microbatch,
         seed=config.seed,
+        activation_checkpointing=config.activation_checkpointing,
+        world=world,
     )
 
 
-def _critic(config: OnlineConfig, policy: PreTrainedModel) -> Critic:
+def _critic(config: OnlineConfig, policy: PreTrainedModel, world: World) -> Critic:
     if config.critic_model is None:
-        return Critic.from_policy(policy)
+        return Critic.from_policy(policy, world=world)
     try:
-        critic = Critic.from_pretrained(config.critic_model, policy).eval()
+        critic = Critic.from_pretrained(config.critic_model, policy, world=world).eval()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"critic_model: {config.critic_model!r} cannot be loaded: {error}"
         ) from error
     if config.lora is not None:
         add_adapters(critic.trunk, config.lora, learned=())
+    world.same_weights(critic)
     return critic
 
 

@@ -142,6 +142,11 @@ class OnlineConfig(TrainConfigBase):
     temperature: float = Field(default=1.0, gt=0, description="Of sampling, and of the policy.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Sample from the likeliest mass.")
     top_k: int = Field(default=0, ge=0, description="Sample from the k likeliest tokens; 0: all.")
+    seed_each_completion: bool | None = Field(
+        default=None,
+        description="Draw each completion with random numbers of its own: a run is then the same "
+        "on any number of processes and in any chunks. None: with several processes.",
+    )
     rollout_chunk_prompts: int | None = Field(
         default=None,
         ge=1,

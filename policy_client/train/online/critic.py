@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
+from rewardsvc.policy_client.train.distributed import World
 from rewardsvc.policy_client.train.lora import copy_of
 from rewardsvc.policy_client.train.online.sequences import Sequences
 from rewardsvc.policy_client.train.online.shared_prefix import completion_outputs
+from rewardsvc.policy_client.train.sharding import gathered
 
 
 class Critic(nn.Module):
@@ -23,9 +25,10 @@ class Critic(nn.Module):
     overcome. Weights are not shared with the policy, so the value loss cannot disturb it.
     """
 
-    def __init__(self, trunk: PreTrainedModel) -> None:
+    def __init__(self, trunk: PreTrainedModel, *, world: World | None = None) -> None:
         """Puts a scalar head on `trunk`, a model without a language-model head."""
         super().__init__()
+        self._world = world or World()
         self.trunk = trunk
         self.head = nn.Linear(
             trunk.config.get_text_config().hidden_size,
@@ -37,24 +40,28 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.weight)
 
     @classmethod
-    def from_policy(cls, policy: PreTrainedModel) -> Critic:
+    def from_policy(cls, policy: PreTrainedModel, *, world: World | None = None) -> Critic:
         """A critic that starts from a copy of the policy's trunk.
 
         If the policy has adapters, so has the critic, on the same frozen weights.
         """
         trunk = copy_of(policy.base_model)
         assert isinstance(trunk, PreTrainedModel)
-        return cls(trunk)
+        return cls(trunk, world=world)
 
     @classmethod
-    def from_pretrained(cls, path: str, like: PreTrainedModel) -> Critic:
+    def from_pretrained(
+        cls, path: str, like: PreTrainedModel, *, world: World | None = None
+    ) -> Critic:
         """A critic that starts from the trunk of a saved model, such as a reward model.
 
         Args:
             path: Folder or hub id; it must have the policy's tokenizer.
             like: The policy, whose dtype and device it takes.
+            world: Of this process, for `in_batches`.
         """
-        return cls(AutoModel.from_pretrained(path, dtype=like.dtype).to(like.device))
+        trunk = AutoModel.from_pretrained(path, dtype=like.dtype).to(like.device)
+        return cls(trunk, world=world)
 
     def forward(self, sequences: Sequences) -> Tensor:
         """float32 [N, T]: V before each completion token; 0 where masked."""
@@ -64,8 +71,12 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def in_batches(self, sequences: Sequences, max_tokens: int) -> Tensor:
-        """The same without gradients, in batches of at most `max_tokens` padded tokens."""
+        """The same without gradients, in batches of at most `max_tokens` padded tokens.
+
+        Several processes share the batches; each gets all of the result.
+        """
         whole = torch.zeros(sequences.completion_mask.shape, device=sequences.completion_ids.device)
-        for rows in sequences.micro_batches(max_tokens):
-            whole[rows] = self(sequences.select(rows))
-        return whole
+        with gathered(self):
+            for rows in sequences.dealt(max_tokens, self._world)[self._world.rank]:
+                whole[rows] = self(sequences.select(rows))
+        return self._world.sum(whole)

@@ -24,7 +24,12 @@ from rewardsvc.policy_client.train.online.kv_cache import fan_out, new_cache, se
 from rewardsvc.policy_client.train.online.linears import fast_linears
 from rewardsvc.policy_client.train.online.padding import left_pad
 from rewardsvc.policy_client.train.online.rollout import FinishReason, Rollout
-from rewardsvc.policy_client.train.online.sampling import SamplingParams, draw_tokens
+from rewardsvc.policy_client.train.online.sampling import (
+    CompletionSeeds,
+    Randomness,
+    SamplingParams,
+    draw_tokens,
+)
 
 COMPACT_BELOW = 0.75
 """Rows that ended are dropped when less than this share of the batch goes on. Dropping copies the
@@ -52,18 +57,21 @@ class TransformersRollout:
         prompt_ids: Sequence[Sequence[int]],
         num_return: int,
         sampling: SamplingParams,
-        generator: torch.Generator | None = None,
+        generator: Randomness = None,
     ) -> Rollout:
         """See `RolloutEngine.generate`.
 
         Raises:
-            ValueError: If there is no prompt, a prompt is empty, or `num_return` is less than 1.
+            ValueError: If there is no prompt, a prompt is empty, `num_return` is less than 1, or
+                there is not one seed for each completion.
         """
         if not prompt_ids or not all(prompt_ids):
             raise ValueError("prompt_ids holds no prompt or an empty one; each needs a token")
         if num_return < 1:
             raise ValueError(f"num_return is {num_return}; it must be at least 1")
         num_rows = len(prompt_ids) * num_return
+        if isinstance(generator, CompletionSeeds) and len(generator.seeds) != num_rows:
+            raise ValueError(f"generator has {len(generator.seeds)} seeds for {num_rows} rows")
         with _evaluating(self._model), fast_linears(self._model, packed_rows=num_rows):
             return self._decode(prompt_ids, num_return, sampling, generator)
 
@@ -72,7 +80,7 @@ class TransformersRollout:
         prompt_ids: Sequence[Sequence[int]],
         num_return: int,
         sampling: SamplingParams,
-        generator: torch.Generator | None,
+        generator: Randomness,
     ) -> Rollout:
         device = self._model.device
         eos = self._eos_ids.to(device)
@@ -97,9 +105,15 @@ class TransformersRollout:
         stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
         rows = torch.arange(num_rows, device=device)  # where each row of the batch is written
         alive = torch.ones_like(stopped)
+        uniforms, source = None, None
+        if isinstance(generator, torch.Generator):
+            source = generator
+        elif generator is not None and not sampling.greedy:
+            uniforms = generator.uniforms(max_new, device)
 
         for t in range(max_new):
-            tokens, logprobs, draw_logprobs = draw_tokens(logits, sampling, generator)
+            numbers = source if uniforms is None else uniforms[rows, t]
+            tokens, logprobs, draw_logprobs = draw_tokens(logits, sampling, numbers)
             ids_out[rows, t] = torch.where(alive, tokens, self._pad_id)
             mask_out[rows, t] = alive
             logprobs_out[rows, t] = torch.where(alive, logprobs, 0.0)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rewardsvc.kernels import TokenStats, linear_logprob, selective_logprob
+from rewardsvc.policy_client.train.distributed import World
 from rewardsvc.policy_client.train.online.sequences import Sequences
 from rewardsvc.policy_client.train.online.shared_prefix import completion_outputs
+from rewardsvc.policy_client.train.sharding import gathered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,12 @@ class PolicyForward:
     """Computes log-probs with a transformers causal model at one temperature."""
 
     def __init__(
-        self, model: PreTrainedModel, *, temperature: float = 1.0, entropy_gradient: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
+        world: World | None = None,
     ) -> None:
         """Wraps a model.
 
@@ -43,8 +50,10 @@ class PolicyForward:
             model: A causal language model.
             temperature: Logits are divided by it, as when completions were sampled.
             entropy_gradient: Whether a loss will use the entropy; without, it costs less memory.
+            world: Of this process, for `in_batches`.
         """
         self.model = model
+        self._world = world or World()
         self._temperature = temperature
         self._entropy_gradient = entropy_gradient
         self._head = _plain_head(model)
@@ -69,16 +78,21 @@ class PolicyForward:
 
     @torch.no_grad()
     def in_batches(self, sequences: Sequences, max_tokens: int) -> TokenLogprobs:
-        """The same without gradients, in batches of at most `max_tokens` padded tokens."""
+        """The same without gradients, in batches of at most `max_tokens` padded tokens.
+
+        Several processes share the batches; each gets all of the result.
+        """
         shape, device = sequences.completion_mask.shape, sequences.completion_ids.device
-        whole = TokenLogprobs(
-            logprobs=torch.zeros(shape, device=device), entropy=torch.zeros(shape, device=device)
+        logprobs_NT = torch.zeros(shape, device=device)
+        entropy_NT = torch.zeros(shape, device=device)
+        with gathered(self.model):
+            for rows in sequences.dealt(max_tokens, self._world)[self._world.rank]:
+                part = self(sequences.select(rows))
+                logprobs_NT[rows] = part.logprobs
+                entropy_NT[rows] = part.entropy
+        return TokenLogprobs(
+            logprobs=self._world.sum(logprobs_NT), entropy=self._world.sum(entropy_NT)
         )
-        for rows in sequences.micro_batches(max_tokens):
-            part = self(sequences.select(rows))
-            whole.logprobs[rows] = part.logprobs
-            whole.entropy[rows] = part.entropy
-        return whole
 
 
 def logprobs_from_hidden(

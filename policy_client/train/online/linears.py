@@ -54,6 +54,11 @@ def fast_linears(model: nn.Module, *, packed_rows: int | None = None) -> Iterato
             del module.__dict__[FORWARD]
 
 
+def are_fast(module: nn.Module) -> bool:
+    """Whether this is inside `fast_linears` of a model that `module` is of, and changes it."""
+    return any(FORWARD in one.__dict__ for one in module.modules() if isinstance(one, nn.Linear))
+
+
 def _computes_again(model: nn.Module) -> bool:
     """Whether a module of transformers drops activations and computes them again."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

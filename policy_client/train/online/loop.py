@@ -28,6 +28,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from rewardsvc.policy_client.algorithms.kl import KlEstimator, kl_estimate
 from rewardsvc.policy_client.algorithms.masking import masked_sum
 from rewardsvc.policy_client.algorithms.spec import AlgorithmSpec, KlAnchor
+from rewardsvc.policy_client.train.distributed import World
+from rewardsvc.policy_client.train.launch import check_patience, join_world
 from rewardsvc.policy_client.train.models import save_pretrained
 from rewardsvc.policy_client.train.monitor.rules import Action
 from rewardsvc.policy_client.train.monitor.watch import Judgement, PolicyCollapsedError
@@ -58,7 +60,8 @@ from rewardsvc.policy_client.train.online.update import (
     UpdateProgress,
     Updater,
 )
-from rewardsvc.policy_client.train.run_log import RunLog
+from rewardsvc.policy_client.train.run_log import RunLog, open_log
+from rewardsvc.policy_client.train.sharding import gathered
 
 FINAL_FOLDER = "final"
 
@@ -119,15 +122,18 @@ def run_online(
         PreemptedError: If the process was sent SIGTERM; a checkpoint has been saved.
     """
     spec = resolve(algorithm, config)
+    world = join_world(config)
+    check_patience(world, config.collective_timeout_s, config.max_service_outage_s)
     set_seed(config.seed)
     patience = Patience(config.max_service_outage_s)
-    with ExitStack() as clients:
+    with ExitStack() as clients, world.watched():
         parts = build_parts(
             config,
             spec,
             Given(
                 patience=patience,
                 clients=clients,
+                world=world,
                 reward=reward,
                 policy=policy,
                 tokenizer=tokenizer,
@@ -142,7 +148,7 @@ def run_online(
                 eos_ids=eos_ids(parts.policy, parts.tokenizer),
                 pad_id=int(parts.tokenizer.pad_token_id),
             )
-        return _Loop(algorithm, config, spec, (parts, desk, engine, patience)).run()
+        return _Loop(algorithm, config, spec, (parts, desk, engine, patience, world)).run()
 
 
 class _Loop:
@@ -151,18 +157,24 @@ class _Loop:
         algorithm: str,
         config: OnlineConfig,
         spec: AlgorithmSpec,
-        built: tuple[Parts, RewardDesk, RolloutEngine, Patience],
+        built: tuple[Parts, RewardDesk, RolloutEngine, Patience, World],
     ) -> None:
         self._algorithm = algorithm
         self._config = config
         self._spec = spec
-        self._parts, desk, engine, self._patience = built
+        self._parts, desk, engine, self._patience, self._world = built
         device = self._parts.policy.device
         self._clock = PhaseClock()
         self._stop = StopFlag()
         self._state = RunState(config, spec, self._parts.train, device)
         sampler = CompletionSampler(
-            engine, self._parts.tokenizer, desk, chunk_prompts=config.rollout_chunk_prompts
+            engine,
+            self._parts.tokenizer,
+            desk,
+            chunk_prompts=config.rollout_chunk_prompts,
+            seed_each=config.seed_each_completion,
+            world=self._world,
+            weights=lambda: gathered(self._parts.policy),
         )
         learner = self._parts.learner
         self._collector = Collector(
@@ -196,14 +208,16 @@ class _Loop:
                 max_new_tokens=config.max_new_tokens,
                 value_clip=config.value_clip,
                 max_nonfinite_updates=config.max_nonfinite_updates,
+                activation_checkpointing=config.activation_checkpointing,
             ),
+            world=self._world,
         )
         self._state.attach(self._updater, learner.ptx)
-        self._saver = Saver(algorithm, config, self._parts, self._state)
+        self._saver = Saver(algorithm, config, self._parts, self._state, world=self._world)
         self._minder = Minder(
             self._state.monitor,
             self._parts.tokenizer,
-            config.output_dir,
+            config.output_dir if self._world.is_main else None,
             can_raise_kl=self._parts.reference is not None,
         )
         self._in_hand: InHand | None = None
@@ -215,8 +229,8 @@ class _Loop:
         before: dict[str, float] = {}
         after: dict[str, float] = {}
         with (
-            RunLog(
-                config.output_dir,
+            open_log(
+                config.output_dir if self._world.is_main else None,
                 algorithm=self._algorithm,
                 total_steps=config.max_steps,
                 config=config.model_dump(mode="json", by_alias=True),
@@ -252,9 +266,11 @@ class _Loop:
                     raise
                 finally:
                     log.step(step, metrics, self._clock.take())
-                if self._stop.is_set and not last:
+                if self._world.any(self._stop.is_set) and not last:
                     self._preempt(step, None)
-        model_dir = save_pretrained(parts.policy, parts.tokenizer, config.output_dir / FINAL_FOLDER)
+        model_dir = save_pretrained(
+            parts.policy, parts.tokenizer, config.output_dir / FINAL_FOLDER, world=self._world
+        )
         return OnlineResult(
             model_dir=model_dir,
             num_steps=config.max_steps,
@@ -306,13 +322,15 @@ class _Loop:
         self._in_hand = None
         learned = self._learn(in_hand, step)
         self._state.num_tokens += in_hand.num_tokens
-        return {
+        metrics = {
             **in_hand.metrics,
             **learned,
             "num_tokens": float(self._state.num_tokens),
             "epoch": self._state.epoch,
             "step_time": time.perf_counter() - began,
         }
+        # What the monitor decides on is one thing for all, times and outages included.
+        return self._world.from_main(metrics)
 
     def _collect(self) -> InHand:
         state = self._state
@@ -353,7 +371,7 @@ class _Loop:
             nonlocal num_pauses
             num_pauses += 1
             every = self._config.save_micro_steps
-            if self._stop.is_set:
+            if self._world.any(self._stop.is_set):
                 self._preempt(step - 1, in_hand)
             if every is not None and num_pauses % every == 0:
                 with self._clock("checkpoint"):

@@ -26,7 +26,7 @@ class Minder:
         self,
         watch: Watch,
         tokenizer: PreTrainedTokenizerBase,
-        output_dir: Path,
+        output_dir: Path | None,
         *,
         can_raise_kl: bool,
     ) -> None:
@@ -35,12 +35,12 @@ class Minder:
         Args:
             watch: The rules and their state.
             tokenizer: Of the policy.
-            output_dir: Where alarms are written.
+            output_dir: Where alarms are written; None for nowhere.
             can_raise_kl: Whether the run has a KL penalty that could be raised.
         """
         self._watch = watch
         self._tokenizer = tokenizer
-        self._path = output_dir / ALARMS_FILE
+        self._path = None if output_dir is None else output_dir / ALARMS_FILE
         self._can_raise_kl = can_raise_kl
 
     def describe(self, sequences: Sequences, rewards: Tensor) -> dict[str, float]:
@@ -83,7 +83,7 @@ class Minder:
 
     def note(self, judgement: Judgement) -> None:
         """Writes alarms to the run's folder; again after a roll-back, which drops later lines."""
-        if not judgement.alarms:
+        if not judgement.alarms or self._path is None:
             return
         with self._path.open("a", encoding="utf-8") as file:
             for alarm in judgement.alarms:

@@ -9,6 +9,7 @@ equation 2 (arXiv:2203.02155).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,8 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from rewardsvc.errors import ConfigError
 from rewardsvc.policy_client.train.data import Example, PromptSampler
 from rewardsvc.policy_client.train.data.tokenize import tokenize_pair
+from rewardsvc.policy_client.train.distributed import World
 from rewardsvc.policy_client.train.online.forward import PolicyForward
+from rewardsvc.policy_client.train.online.recompute import recomputed
 from rewardsvc.policy_client.train.online.sequences import Sequences
+from rewardsvc.policy_client.train.sharding import begin_pass, is_sharded
 
 
 class PtxMix:
@@ -34,6 +38,8 @@ class PtxMix:
         batch_size: int,
         max_tokens: int,
         seed: int,
+        activation_checkpointing: bool = False,
+        world: World | None = None,
     ) -> None:
         """Tokenises the data.
 
@@ -46,6 +52,8 @@ class PtxMix:
             batch_size: Examples in each optimiser step.
             max_tokens: Padded tokens in one forward and backward pass.
             seed: Of the data's order.
+            activation_checkpointing: Whether to compute activations again in the backward pass.
+            world: Of this process.
 
         Raises:
             ConfigError: If an example has no prompt, or no completion.
@@ -55,6 +63,8 @@ class PtxMix:
         self._forward = forward
         self._coef = coef
         self._max_tokens = max_tokens
+        self._recompute = activation_checkpointing
+        self._world = world or World()
         self._pad_id = int(tokenizer.pad_token_id)
 
     @staticmethod
@@ -70,19 +80,32 @@ class PtxMix:
         completion = pair.input_ids[pair.num_prompt_tokens :]
         return prompt or [int(tokenizer.bos_token_id)], completion
 
-    def backward(self) -> float:
-        """Adds the gradient of the next batch to the policy's, and gives its mean loss in nats."""
+    def backward(self) -> tuple[float, float]:
+        """Adds the gradient of the next batch to the policy's; of several processes, of a share.
+
+        Returns:
+            `(loss, weight)`: this process's part of the batch's mean loss in nats, and of 1.
+        """
         rows = [self._rows[index] for index in self._order.next_batch()]
         sequences = self._sequences([row for row in rows if row[1]], self._forward.model.device)
+        weight = 1.0 / self._world.size
         if sequences is None:
-            return 0.0
+            return 0.0, weight
         num_tokens = sum(sequences.completion_lengths)
-        total = 0.0
-        for part in sequences.micro_batches(self._max_tokens):
-            loss = -self._forward(sequences.select(part)).logprobs.sum() / num_tokens
-            (self._coef * loss).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        return total
+        hands = sequences.dealt(self._max_tokens, self._world)
+        mine, total = hands[self._world.rank], 0.0
+        for number in range(max(map(len, hands))):
+            idle = number >= len(mine)
+            if idle and not is_sharded(self._forward.model):
+                break
+            # Weights that are divided come together for all processes at once: see `Updater`.
+            part = hands[0][0] if idle else mine[number]
+            begin_pass(self._forward.model)
+            with recomputed(self._forward.model) if self._recompute else nullcontext():
+                loss = -self._forward(sequences.select(part)).logprobs.sum() / num_tokens
+            (self._coef * (0.0 if idle else 1.0) * loss).backward()  # type: ignore[no-untyped-call]
+            total += 0.0 if idle else float(loss.detach())
+        return total, weight
 
     def _sequences(
         self, rows: Sequence[tuple[list[int], list[int]]], device: torch.device

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rewardsvc.policy_client.train.online.sampling import SamplingParams
+from rewardsvc.policy_client.train.online.sampling import Randomness, SamplingParams
 
 
 class FinishReason(StrEnum):
@@ -126,7 +126,7 @@ class RolloutEngine(Protocol):
         prompt_ids: Sequence[Sequence[int]],
         num_return: int,
         sampling: SamplingParams,
-        generator: torch.Generator | None = None,
+        generator: Randomness = None,
     ) -> Rollout:
         """`num_return` completions of each prompt, those of one prompt next to each other.
 
@@ -135,6 +135,7 @@ class RolloutEngine(Protocol):
             num_return: Completions of each prompt, at least 1.
             sampling: How to draw.
             generator: Source of randomness, on the policy's device. Equal states give equal
-                rollouts.
+                rollouts. With several processes it is a `CompletionSeeds`, which says what each
+                completion is to be drawn with.
         """
         ...

@@ -1,21 +1,38 @@
-"""Completions with their rewards: decodes prompts, and has finished ones scored meanwhile."""
+"""Completions with their rewards: decodes prompts, and has finished ones scored meanwhile.
+
+Of several processes each decodes its share of the prompts and has its own completions scored; then
+all of them have everything.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from rewardsvc.policy_client.train.data.examples import Example
 from rewardsvc.policy_client.train.data.tokenize import prompt_to_text, tokenize_prompt
+from rewardsvc.policy_client.train.distributed import World
+from rewardsvc.policy_client.train.online.exchange import gather_rewards, gather_rollouts
+from rewardsvc.policy_client.train.online.outage import OutageError
 from rewardsvc.policy_client.train.online.reward_desk import RewardDesk, collect
-from rewardsvc.policy_client.train.online.rewards import RewardRequest, Rewards
-from rewardsvc.policy_client.train.online.rollout import Rollout, RolloutEngine, concat_rollouts
-from rewardsvc.policy_client.train.online.sampling import SamplingParams
+from rewardsvc.policy_client.train.online.rewards import (
+    MalformedRewardsError,
+    RewardRequest,
+    Rewards,
+)
+from rewardsvc.policy_client.train.online.rollout import Rollout, RolloutEngine
+from rewardsvc.policy_client.train.online.sampling import (
+    CompletionSeeds,
+    Randomness,
+    SamplingParams,
+)
 from rewardsvc.policy_client.train.run_data import SampleRow
 
 
@@ -25,16 +42,15 @@ class PendingBatch:
 
     Attributes:
         examples: The row of the data set of each completion.
-        texts: The completions' text.
-        rollout: The completions.
+        rollout: The completions, of all processes.
         rollout_s: Seconds that decoding took.
     """
 
     examples: tuple[Example, ...]
-    texts: tuple[str, ...]
     rollout: Rollout
     rollout_s: float
     _futures: tuple[Future[Rewards], ...]
+    _world: World
 
     def rewards(self) -> Rewards:
         """The rewards; waits for them. Completions that the engine gave up on have none.
@@ -42,9 +58,15 @@ class PendingBatch:
         Raises:
             OutageError: If the reward source stays away for too long.
         """
-        rewards = collect(self._futures)
+        rewards = self._world.settled(self._own_rewards, OutageError, MalformedRewardsError)
+        rewards = gather_rewards(self._world, rewards)
         aborted = self.rollout.aborted
         return rewards.without(aborted.cpu().numpy()) if bool(aborted.any()) else rewards
+
+    def _own_rewards(self) -> Rewards:
+        if not self._futures:  # fewer prompts than processes
+            return Rewards(values=np.zeros(0, np.float32))
+        return collect(self._futures)
 
 
 class CompletionSampler:
@@ -57,6 +79,9 @@ class CompletionSampler:
         desk: RewardDesk,
         *,
         chunk_prompts: int | None,
+        seed_each: bool | None = None,
+        world: World | None = None,
+        weights: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Puts the parts together.
 
@@ -65,11 +90,18 @@ class CompletionSampler:
             tokenizer: Of the policy.
             desk: Where completions are scored.
             chunk_prompts: Prompts decoded at once; None for all.
+            seed_each: Whether each completion has random numbers of its own; None: if there are
+                several processes.
+            world: Of this process.
+            weights: Within it the policy has all its weights.
         """
         self._engine = engine
         self._tokenizer = tokenizer
         self._desk = desk
         self._chunk_prompts = chunk_prompts
+        self._world = world or World()
+        self._seed_each = self._world.size > 1 if seed_each is None else seed_each
+        self._weights = weights
 
     def sample(
         self,
@@ -80,38 +112,66 @@ class CompletionSampler:
     ) -> PendingBatch:
         """`num_return` completions of each example, those of one next to each other."""
         began = time.perf_counter()
-        size = self._chunk_prompts or len(examples)
+        mine = self._world.share(len(examples))
+        size = self._chunk_prompts or max(len(mine), 1)
         rollouts: list[Rollout] = []
-        texts: list[str] = []
         futures: list[Future[Rewards]] = []
-        for start in range(0, len(examples), size):
-            chunk = examples[start : start + size]
-            prompt_ids = [tokenize_prompt(self._tokenizer, example.prompt) for example in chunk]
-            rollout = self._engine.generate(prompt_ids, num_return, sampling, generator)
-            ids = rollout.completion_lists()
-            decoded = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-            request = RewardRequest(
-                examples=[example for example in chunk for _ in range(num_return)],
-                completions=decoded,
-                completion_ids=ids,
-            )
-            futures.append(self._desk.submit(request))
-            rollouts.append(rollout)
-            texts.extend(decoded)
+        batch_seed = None
+        if self._seed_each:
+            batch_seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+        def decode() -> None:
+            for start in range(mine.start, mine.stop, size):
+                chunk = range(start, min(start + size, mine.stop))
+                source: Randomness = generator
+                if batch_seed is not None:
+                    numbers = range(chunk.start * num_return, chunk.stop * num_return)
+                    source = CompletionSeeds.derived(batch_seed, numbers)
+                prompts = [examples[row] for row in chunk]
+                rollout, future = self._decode(prompts, num_return, sampling, source)
+                rollouts.append(rollout)
+                futures.append(future)
+
+        with self._weights():
+            self._world.settled(decode)
         return PendingBatch(
             examples=tuple(example for example in examples for _ in range(num_return)),
-            texts=tuple(texts),
-            rollout=concat_rollouts(rollouts, pad_id=int(self._tokenizer.pad_token_id)),
+            rollout=gather_rollouts(
+                self._world,
+                rollouts,
+                pad_id=int(self._tokenizer.pad_token_id),
+                device=generator.device,
+            ),
             rollout_s=time.perf_counter() - began,
             _futures=tuple(futures),
+            _world=self._world,
         )
+
+    def _decode(
+        self,
+        examples: Sequence[Example],
+        num_return: int,
+        sampling: SamplingParams,
+        source: Randomness,
+    ) -> tuple[Rollout, Future[Rewards]]:
+        prompt_ids = [tokenize_prompt(self._tokenizer, example.prompt) for example in examples]
+        rollout = self._engine.generate(prompt_ids, num_return, sampling, source)
+        ids = rollout.completion_lists()
+        request = RewardRequest(
+            examples=[example for example in examples for _ in range(num_return)],
+            completions=self._tokenizer.batch_decode(ids, skip_special_tokens=True),
+            completion_ids=ids,
+        )
+        return rollout, self._desk.submit(request)
 
     def rows(self, batch: PendingBatch, rewards: Rewards, limit: int) -> list[SampleRow]:
         """The first `limit` completions, for the log."""
+        ids = batch.rollout.completion_lists()[:limit]
+        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [
             SampleRow(
                 prompt=prompt_to_text(self._tokenizer, batch.examples[i].prompt),
-                completion=batch.texts[i],
+                completion=text,
                 answer=batch.examples[i].answer,
                 reward=_none_if_nan(float(rewards.values[i])),
                 components={
@@ -120,7 +180,7 @@ class CompletionSampler:
                     if column[i] == column[i]
                 },
             )
-            for i in range(min(limit, len(batch.texts)))
+            for i, text in enumerate(texts)
         ]
 
 

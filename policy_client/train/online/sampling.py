@@ -5,10 +5,53 @@ Legend: N rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionSeeds:
+    """A source of randomness for each completion: what it draws does not depend on its neighbours.
+
+    Attributes:
+        seeds: One for each completion, in [0, 2^63).
+    """
+
+    seeds: tuple[int, ...]
+
+    @classmethod
+    def derived(cls, seed: int, numbers: Sequence[int]) -> CompletionSeeds:
+        """Those of the completions of these numbers in a batch that has the seed `seed`.
+
+        Source: Steele et al. 2014, "Fast Splittable Pseudorandom Number Generators",
+            doi:10.1145/2660193.2660195, figure 17: neighbouring numbers get unrelated seeds.
+        """
+        return cls(seeds=tuple(_mixed(seed + 0x9E3779B97F4A7C15 * (n + 1)) for n in numbers))
+
+    def uniforms(self, num_tokens: int, device: torch.device) -> Tensor:
+        """float64 [completions, num_tokens] on `device`, in [0, 1)."""
+        rows = [
+            torch.rand(num_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(s))
+            for s in self.seeds
+        ]
+        return torch.stack(rows).to(device)
+
+
+Randomness: TypeAlias = torch.Generator | CompletionSeeds | None
+"""Of a rollout: one generator for all completions, a seed for each, or the global generator."""
+
+
+def _mixed(number: int) -> int:
+    number &= _MASK
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (number ^ (number >> 31)) >> 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +96,15 @@ class SamplingParams:
 
 
 def draw_tokens(
-    logits_NV: Tensor, params: SamplingParams, generator: torch.Generator | None
+    logits_NV: Tensor, params: SamplingParams, source: torch.Generator | Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The next token of each row, and how likely it was.
 
     Args:
         logits_NV: float [N, V], raw.
         params: How to draw.
-        generator: On the device of the logits; not used when greedy.
+        source: A generator on the device of the logits, or uniform numbers, float64 [N]; not used
+            when greedy.
 
     Returns:
         `(tokens_N, logprobs_N, draw_logprobs_N)`: int64 ids; float32 log-probs under the policy,
@@ -73,10 +117,21 @@ def draw_tokens(
     if params.greedy:
         tokens_N1 = logprobs_NV.argmax(-1, keepdim=True)
     else:
-        tokens_N1 = torch.multinomial(draw_NV.exp(), 1, generator=generator)
+        tokens_N1 = _pick(draw_NV.exp(), source)
     logprobs_N = logprobs_NV.gather(1, tokens_N1).squeeze(1)
     draw_logprobs_N = draw_NV.gather(1, tokens_N1).squeeze(1) if params.truncates else logprobs_N
     return tokens_N1.squeeze(1), logprobs_N, draw_logprobs_N
+
+
+def _pick(probs_NV: Tensor, source: torch.Generator | Tensor | None) -> Tensor:
+    """int64 [N, 1]: a token of each row. From uniform numbers by inverting the distribution."""
+    if not isinstance(source, Tensor):
+        return torch.multinomial(probs_NV, 1, generator=source)
+    sums_NV = probs_NV.double().cumsum(-1)
+    total_N = sums_NV[:, -1]
+    # Below the total even after rounding: behind it there is no token, or one that was cut off.
+    at_N = torch.minimum(source * total_N, total_N.nextafter(torch.zeros_like(total_N)))
+    return torch.searchsorted(sums_NV, at_N[:, None], right=True)
 
 
 def truncate(logprobs_NV: Tensor, params: SamplingParams) -> Tensor:

@@ -8,18 +8,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rewardsvc.policy_client.train.checkpoint import (
+from rewardsvc.policy_client.train.checkpoint import load_checkpoint, save_checkpoint
+from rewardsvc.policy_client.train.checkpoint_files import (
     checkpoint_before,
     checkpoint_to_resume,
     drop_checkpoints_after,
-    load_checkpoint,
-    save_checkpoint,
 )
+from rewardsvc.policy_client.train.distributed import World
 from rewardsvc.policy_client.train.online.build import Parts
 from rewardsvc.policy_client.train.online.config import OnlineConfig
 from rewardsvc.policy_client.train.online.experience import Experience
 from rewardsvc.policy_client.train.online.run_state import RunState
+from rewardsvc.policy_client.train.online.stats import Averages
 from rewardsvc.policy_client.train.online.update import UpdateProgress
+from rewardsvc.policy_client.train.sharding import as_own_part, own_part
 
 EXPERIENCE, GRADIENT = "experience.", "grad."
 """Prefixes of a checkpoint's own tensors."""
@@ -45,12 +47,21 @@ class InHand:
 class Saver:
     """Writes and reads checkpoints of one run."""
 
-    def __init__(self, algorithm: str, config: OnlineConfig, parts: Parts, state: RunState) -> None:
-        """Takes all that a checkpoint is of."""
+    def __init__(
+        self,
+        algorithm: str,
+        config: OnlineConfig,
+        parts: Parts,
+        state: RunState,
+        *,
+        world: World | None = None,
+    ) -> None:
+        """Takes all that a checkpoint is of. All processes must save and load together."""
         self._algorithm = algorithm
         self._config = config
         self._parts = parts
         self._state = state
+        self._world = world or World()
 
     def document(self, in_hand: InHand | None = None) -> dict[str, Any]:
         """What a checkpoint of now holds beside tensors and random states; JSON values."""
@@ -61,6 +72,9 @@ class Saver:
                 "num_tokens": in_hand.num_tokens,
                 "progress": in_hand.progress.state_dict(),
             }
+            if self._world.size > 1:
+                gathered = self._world.gather(in_hand.progress.current.state_dict())
+                document["in_hand"]["current_of_processes"] = gathered
         return document
 
     def save(self, step: int, document: dict[str, Any], in_hand: InHand | None = None) -> None:
@@ -72,18 +86,23 @@ class Saver:
             in_hand: The step in the middle, if the document has one.
         """
         extra: dict[str, Tensor] = {}
+        own: dict[str, Tensor] | None = None
         if in_hand is not None:
             tensors = in_hand.experience.to_tensors()
             extra = {EXPERIENCE + name: tensor for name, tensor in tensors.items()}
-            for name, parameter in self._parameters().items():
-                if parameter.grad is not None:
-                    extra[GRADIENT + name] = parameter.grad
+            own = {
+                GRADIENT + name: own_part(parameter.grad)
+                for name, parameter in self._parameters().items()
+                if parameter.grad is not None
+            }
         save_checkpoint(
             self._config.output_dir,
             step,
             **self._objects(),
             state=document,
             extra=extra,
+            own=own,
+            world=self._world,
             keep=self._config.save_total_limit,
         )
 
@@ -96,10 +115,10 @@ class Saver:
         Raises:
             ValueError: If the checkpoint is another run's.
         """
-        path = checkpoint_to_resume(self._config.output_dir, self._config.resume)
+        path = checkpoint_to_resume(self._config.output_dir, self._config.resume, self._world)
         if path is None:
             return 0, None
-        loaded = load_checkpoint(path, **self._objects())
+        loaded = load_checkpoint(path, **self._objects(), world=self._world)
         state = loaded.state
         if state["algorithm"] != self._algorithm or loaded.step > self._config.max_steps:
             raise ValueError(
@@ -120,13 +139,15 @@ class Saver:
             That step; None if there is no such checkpoint, and nothing has changed.
         """
         path = checkpoint_before(
-            self._config.output_dir, before, lambda state: state.get("in_hand") is None
+            self._config.output_dir, before, lambda state: state.get("in_hand") is None, self._world
         )
         if path is None:
             return None
-        loaded = load_checkpoint(path, **self._objects())
+        loaded = load_checkpoint(path, **self._objects(), world=self._world)
         self._state.load_state_dict(loaded.state)
-        drop_checkpoints_after(self._config.output_dir, loaded.step)
+        if self._world.is_main:
+            drop_checkpoints_after(self._config.output_dir, loaded.step)
+        self._world.barrier()
         for module in self._parts.modules.values():
             module.zero_grad(set_to_none=True)
         return loaded.step
@@ -140,12 +161,16 @@ class Saver:
         for name, parameter in self._parameters().items():
             gradient = tensors.get(GRADIENT + name)
             if gradient is not None:
-                parameter.grad = gradient.to(parameter.device)
+                parameter.grad = as_own_part(gradient.to(parameter.device), parameter)
+        progress = UpdateProgress.from_state(saved["progress"])
+        if "current_of_processes" in saved:
+            current = saved["current_of_processes"][self._world.rank]
+            progress.current = Averages.from_state(current)
         return InHand(
             experience=Experience.from_tensors(kept, self._parts.policy.device),
             metrics=dict(saved["metrics"]),
             num_tokens=int(saved["num_tokens"]),
-            progress=UpdateProgress.from_state(saved["progress"]),
+            progress=progress,
         )
 
     def _objects(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rewardsvc.policy_client.train.distributed import World
 from rewardsvc.policy_client.train.online.rollout import Rollout
 
 
@@ -87,6 +88,21 @@ class Sequences:
         )
         cuts = [self._cut(order, max_tokens) for order in orders]
         return min(cuts, key=lambda cut: sum(self.cost(batch) for batch in cut))
+
+    def dealt(
+        self, max_tokens: int, world: World, rows: Sequence[int] | None = None
+    ) -> list[list[list[int]]]:
+        """Micro-batches of each process, by rank; the same answer in all of them.
+
+        Batches are made smaller than `max_tokens` where that gives every process something to do.
+        """
+        if world.size > 1:
+            every = self.micro_batches(max_tokens, rows)
+            rounds = -(-len(every) // world.size)
+            total = sum(map(self.cost, every))
+            even = -(-total // max(rounds * world.size, 1))
+            max_tokens = min(max_tokens, even)
+        return world.deal(self.micro_batches(max_tokens, rows), self.cost)
 
     def cost(self, rows: Sequence[int]) -> int:
         """Padded tokens that a forward pass over these rows computes."""

@@ -16,12 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rewardsvc.policy_client.train.online.kv_cache import new_cache, select_rows
 from rewardsvc.policy_client.train.online.linears import fast_linears
 from rewardsvc.policy_client.train.online.padding import left_pad
+from rewardsvc.policy_client.train.online.recompute import PromptCache, is_recomputed
 from rewardsvc.policy_client.train.online.sequences import Sequences
+from rewardsvc.policy_client.train.sharding import has_shards
 
 
 def completion_outputs(
@@ -46,7 +50,10 @@ def _completion_outputs(
     number_of = {prompt: u for u, prompt in enumerate(dict.fromkeys(sequences.prompts))}
     prompt_of_N = torch.tensor([number_of[prompt] for prompt in sequences.prompts], device=device)
     prompts = left_pad(list(number_of), sequences.pad_id, device)
-    cache = new_cache(model)
+    # Layers that are computed again ask their cache again.
+    again = torch.is_grad_enabled() and is_recomputed(model)
+    assert isinstance(model, PreTrainedModel)
+    cache = PromptCache(model) if again else new_cache(model)
     output_UWD = output_of(
         model(
             input_ids=prompts.ids,
@@ -58,12 +65,19 @@ def _completion_outputs(
     )
     output_N1D = output_UWD[prompt_of_N, -1:]
     width = max(sequences.completion_lengths)
-    mask_NT = sequences.completion_mask[:, :width]
+    ids_NT, mask_NT = sequences.completion_ids, sequences.completion_mask[:, :width]
     if width == 1:
-        return output_N1D[mask_NT]
-    select_rows(cache, prompt_of_N)
+        if not has_shards(model):
+            return output_N1D[mask_NT]
+        # Weights that are divided come together for all processes at once, and others have longer
+        # completions: this one runs as often as they, on a token that nobody asks for.
+        width, ids_NT, mask_NT = 2, ids_NT[:, :1], F.pad(mask_NT, (0, 1))
+    if isinstance(cache, PromptCache):
+        cache = cache.for_completions(prompt_of_N)
+    else:
+        select_rows(cache, prompt_of_N)
     # The last token of a completion predicts nothing here.
-    ids_NT = sequences.completion_ids[:, : width - 1]
+    ids_NT = ids_NT[:, : width - 1]
     mask = None
     if prompts.mask is not None:
         mask = torch.cat([prompts.mask[prompt_of_N], torch.ones_like(mask_NT[:, 1:])], 1)

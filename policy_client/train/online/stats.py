@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -78,4 +78,12 @@ class Averages:
         averages._counts.update(state["counts"])
         averages._lows.update(state["lows"])
         averages._highs.update(state["highs"])
+        return averages
+
+    @classmethod
+    def total(cls, states: Sequence[Mapping[str, Any]]) -> Averages:
+        """Everything that several have gathered, of which there are the `state_dict`s."""
+        averages = cls.from_state(states[0])
+        for state in states[1:]:
+            averages.merge(cls.from_state(state))
         return averages

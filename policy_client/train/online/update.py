@@ -10,6 +10,7 @@ Legend: N completions, T tokens of the longest one; n completions of a micro-bat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from rewardsvc.policy_client.algorithms.aggregation import token_weights
 from rewardsvc.policy_client.algorithms.spec import AlgorithmSpec, KlAnchor
 from rewardsvc.policy_client.algorithms.value_loss import explained_variance
+from rewardsvc.policy_client.train.distributed import World
 from rewardsvc.policy_client.train.online.critic import Critic
 from rewardsvc.policy_client.train.online.experience import Experience
 from rewardsvc.policy_client.train.online.forward import PolicyForward
@@ -31,7 +33,9 @@ from rewardsvc.policy_client.train.online.loss_terms import (
     value_loss,
 )
 from rewardsvc.policy_client.train.online.ptx import PtxMix
+from rewardsvc.policy_client.train.online.recompute import recomputed
 from rewardsvc.policy_client.train.online.stats import Averages
+from rewardsvc.policy_client.train.sharding import begin_pass, is_sharded, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,7 @@ class UpdateParams:
     max_new_tokens: int
     value_clip: float | None
     max_nonfinite_updates: int = 10
+    activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +77,9 @@ class UpdateProgress:
         epoch: Pass over the rollout, from 0.
         order: Rows in this pass's order; empty if it is not drawn yet.
         minibatch: Minibatch of this pass, from 0.
-        micro: Micro-batches of it whose gradients are gathered.
-        done: Metrics of finished minibatches.
-        current: Metrics of the minibatch at hand.
+        micro: Micro-batches of it whose gradients are gathered, in each process.
+        done: Metrics of finished minibatches, of all processes.
+        current: Metrics of the minibatch at hand, of this process.
     """
 
     epoch: int = 0
@@ -113,6 +118,25 @@ class UpdateProgress:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Terms:
+    """How a micro-batch counts.
+
+    Attributes:
+        weights: float [n, T], of each token in the policy's loss.
+        num_tokens: Tokens that the value loss is a mean over.
+        kl_coef: See `Updater.update`.
+        first_update: Whether the policy is still the one that made the rollout.
+        counts: Whether it counts at all.
+    """
+
+    weights: Tensor
+    num_tokens: int
+    kl_coef: float
+    first_update: bool = False
+    counts: bool = True
+
+
 Pause = Callable[[UpdateProgress], None]
 """Called between micro-batches; may save a checkpoint, and may raise to stop."""
 
@@ -120,8 +144,16 @@ Pause = Callable[[UpdateProgress], None]
 class Updater:
     """Applies the loss columns of a spec."""
 
-    def __init__(self, learner: Learner, spec: AlgorithmSpec, params: UpdateParams) -> None:
-        """Takes what is learned, and how."""
+    def __init__(
+        self,
+        learner: Learner,
+        spec: AlgorithmSpec,
+        params: UpdateParams,
+        *,
+        world: World | None = None,
+    ) -> None:
+        """Takes what is learned, and how, and this process's world."""
+        self._world = world or World()
         self._learner = learner
         self._spec = spec
         self._params = params
@@ -211,30 +243,63 @@ class Updater:
         used_N = self._learned_from(experience, rows, kl_coef)
         active = [row for row, used in zip(rows, used_N.tolist(), strict=True) if used]
         max_tokens = self._params.max_tokens_per_microbatch
-        parts = experience.sequences.micro_batches(max_tokens, active)
-        for number in range(at.micro, len(parts)):
-            part = parts[number]
+        hands = experience.sequences.dealt(max_tokens, self._world, active)
+        mine, num_rounds = hands[self._world.rank], max(map(len, hands))
+        for number in range(at.micro, num_rounds):
+            if number < len(mine):
+                part = mine[number]
+                terms = _Terms(
+                    weights=weights_NT[part],
+                    num_tokens=num_tokens,
+                    kl_coef=kl_coef,
+                    first_update=first_update,
+                )
+                self._backward(experience, part, terms, at.current)
+            elif is_sharded(self._learner.forward.model):
+                # Weights that are divided come together for all processes at once: this one runs
+                # with the others, on anything, and learns nothing from it.
+                terms = _Terms(
+                    weights=torch.zeros_like(weights_NT[:1]),
+                    num_tokens=num_tokens,
+                    kl_coef=kl_coef,
+                    counts=False,
+                )
+                self._backward(experience, active[:1], terms, Averages())
+            at.micro = number + 1
+            if at.micro < num_rounds:
+                pause(at)
+        if self._learner.ptx is not None:
+            at.current.add("ptx_loss", *self._learner.ptx.backward())
+        self._finish(at, num_tokens)
+
+    def _backward(
+        self, experience: Experience, part: list[int], terms: _Terms, averages: Averages
+    ) -> None:
+        """Adds a micro-batch's gradient, and its metrics to `averages`."""
+        learner = self._learner
+        begin_pass(learner.forward.model)
+        with self._activations(learner.forward.model):
             loss = self._terms.loss(
                 experience,
                 part,
-                weights_NT[part],
-                kl_coef=kl_coef,
-                first_update=first_update,
-                averages=at.current,
+                terms.weights,
+                kl_coef=terms.kl_coef,
+                first_update=terms.first_update,
+                averages=averages,
             )
-            loss.backward()  # type: ignore[no-untyped-call]
-            if self._learner.critic is not None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        if learner.critic is not None:
+            begin_pass(learner.critic)
+            with self._activations(learner.critic):
                 clip = self._params.value_clip
                 of_values = value_loss(
-                    self._learner.critic, experience, part, clip=clip, averages=at.current
+                    learner.critic, experience, part, clip=clip, averages=averages
                 )
-                (of_values / num_tokens).backward()  # type: ignore[no-untyped-call]
-            at.micro = number + 1
-            if at.micro < len(parts):
-                pause(at)
-        if self._learner.ptx is not None:
-            at.current.add("ptx_loss", self._learner.ptx.backward(), 1.0)
-        self._finish(at, num_tokens)
+            share = float(terms.counts)
+            (share * of_values / terms.num_tokens).backward()  # type: ignore[no-untyped-call]
+
+    def _activations(self, module: nn.Module) -> AbstractContextManager[None]:
+        return recomputed(module) if self._params.activation_checkpointing else nullcontext()
 
     def _learned_from(self, experience: Experience, rows: Sequence[int], kl_coef: float) -> Tensor:
         """bool [rows]: which of these need a forward pass.
@@ -250,7 +315,8 @@ class Updater:
 
     def _finish(self, at: UpdateProgress, num_tokens: int) -> None:
         """The optimizer steps. Of a minibatch whose gradient is dropped nothing is reported."""
-        learner, current = self._learner, at.current
+        learner = self._learner
+        current = Averages.total(self._world.gather(at.current.state_dict()))
         finite = self._step(learner.forward.model, learner.optimizer, "grad_norm", current)
         if learner.critic is not None and learner.critic_optimizer is not None:
             name = "critic/grad_norm"
@@ -281,7 +347,8 @@ class Updater:
         self, module: nn.Module, optimizer: torch.optim.Optimizer, name: str, averages: Averages
     ) -> bool:
         """Clips the gradient and steps; a gradient that is not finite is dropped: False."""
-        norm = nn.utils.clip_grad_norm_(module.parameters(), self._params.max_grad_norm)
+        self._world.sum_gradients(module.parameters())
+        norm = whole(nn.utils.clip_grad_norm_(module.parameters(), self._params.max_grad_norm))
         finite = bool(norm.isfinite())
         if finite:
             optimizer.step()

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rewardsvc.policy_client.train.data.tokenize import TokenizedPair
+from rewardsvc.policy_client.train.launch import current_world
 from rewardsvc.policy_client.train.online.forward import PolicyForward
 from rewardsvc.policy_client.train.online.sequences import Sequences
 
@@ -32,13 +33,17 @@ class CompletionLogps:
 
     @torch.no_grad()
     def in_batches(self, rows: Sequence[TokenizedPair], batch_size: int) -> Tensor:
-        """The same without gradients, on the CPU; rows of like length share a batch."""
+        """The same without gradients, on the CPU; rows of like length share a batch.
+
+        Several processes share the batches; all must call, with the same rows.
+        """
+        world = current_world()
         logps_N = torch.zeros(len(rows))
         order = sorted(range(len(rows)), key=lambda row: len(rows[row].input_ids))
-        for start in range(0, len(order), batch_size):
+        for start in range(world.rank * batch_size, len(order), world.size * batch_size):
             batch = order[start : start + batch_size]
             logps_N[batch] = self([rows[row] for row in batch]).float().cpu()
-        return logps_N
+        return world.sum(logps_N)
 
 
 def completion_sequences(

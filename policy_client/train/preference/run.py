@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from transformers import set_seed
 
 from rewardsvc.policy_client.train.data import Examples
+from rewardsvc.policy_client.train.launch import join_world
 from rewardsvc.policy_client.train.models import load_policy
 from rewardsvc.policy_client.train.offline import (
     OfflineResult,
@@ -81,6 +82,7 @@ def run_preference(name: str, config: PreferenceConfig) -> OfflineResult:
             f"{name} is configured by {PREFERENCE_TRAINERS[name].__name__}, "
             f"got {type(config).__name__}"
         )
+    join_world(config)
     set_seed(config.seed)
     data = load_splits(config)
     policy, tokenizer = load_policy(config)

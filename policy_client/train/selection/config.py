@@ -19,6 +19,11 @@ class SelectionConfig(OfflineConfig):
     num_generations: int = Field(default=8, ge=2, description="Completions of each prompt.")
     max_new_tokens: int = Field(default=256, ge=1, description="Tokens of a completion.")
     temperature: float = Field(default=1.0, gt=0, description="Of sampling.")
+    seed_each_completion: bool | None = Field(
+        default=None,
+        description="Draw each completion with random numbers of its own: a run is then the same "
+        "on any number of processes. None: with several processes.",
+    )
     max_service_outage_s: float = Field(
         default=600.0, ge=0, description="For how long a reward service may be away."
     )

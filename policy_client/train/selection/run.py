@@ -9,6 +9,7 @@ from types import MappingProxyType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rewardsvc.errors import ConfigError
+from rewardsvc.policy_client.train.launch import check_patience, join_world
 from rewardsvc.policy_client.train.lora import add_adapters
 from rewardsvc.policy_client.train.models import load_policy
 from rewardsvc.policy_client.train.offline import OfflineResult, load_splits, run_offline
@@ -69,6 +70,8 @@ def run_selection(
         )
     if (policy is None) != (tokenizer is None):
         raise ConfigError("policy and tokenizer: pass both, or neither to have them loaded")
+    world = join_world(config)
+    check_patience(world, config.collective_timeout_s, config.max_service_outage_s)
     set_seed(config.seed)
     data = load_splits(config)
     for split in data:
@@ -91,6 +94,7 @@ def run_selection(
             num_generations=config.num_generations,
             max_outage_s=config.max_service_outage_s,
             seed=config.seed,
+            seed_each=config.seed_each_completion,
         )
         task: SelectionTask
         if isinstance(config, OnlineDpoConfig):

@@ -21,6 +21,7 @@ from rewardsvc.policy_client.train.offline import BatchSums, OfflineTask, Split
 from rewardsvc.policy_client.train.preference.logps import CompletionLogps, completion_lengths
 from rewardsvc.policy_client.train.selection.config import OnlineDpoConfig, RaftConfig
 from rewardsvc.policy_client.train.selection.sampled import Candidate, CandidateSource
+from rewardsvc.policy_client.train.sharding import whole_state
 
 LOSSES = {
     "dpo": lambda pairs, beta: dpo_loss(pairs, beta=beta),
@@ -125,7 +126,7 @@ class OnlinePairTask(SelectionTask):
         """Brings the reference up to date, where it is time, and draws."""
         every = self._config.reference_update_steps
         if split == "train" and every is not None and step > 1 and (step - 1) % every == 0:
-            self._frozen.load_state_dict(self.model.state_dict())
+            self._frozen.load_state_dict(whole_state(self.model))
         return super().begin(split, rows, step)
 
     def select(self, split: Split, row: int, candidates: Sequence[Candidate]) -> int:

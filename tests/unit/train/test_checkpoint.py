@@ -12,11 +12,8 @@ import torch
 from torch import nn
 
 from rewardsvc.policy_client.train import checkpoint as module_under_test
-from rewardsvc.policy_client.train.checkpoint import (
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from rewardsvc.policy_client.train.checkpoint import load_checkpoint, save_checkpoint
+from rewardsvc.policy_client.train.checkpoint_files import latest_checkpoint
 from rewardsvc.policy_client.train.config_base import TrainConfigBase
 from rewardsvc.policy_client.train.optim import build_optimizer, build_scheduler
 
