@@ -20,11 +20,11 @@ import shutil
 import statistics
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import timing
+from learning import panels, read_rows, thinned
 
 from rewardsvc.policy_client.algorithms.presets import PRESETS
 from rewardsvc.policy_client.train.data.characters import character_tokenizer
@@ -195,18 +195,6 @@ def run_row(algorithm: str, seed: int, folder: Path, *, quick: bool) -> dict[str
     }
 
 
-def thinned(values: Sequence[float], points: int) -> list[float]:
-    """Means over `points` equal parts."""
-    parts = min(points, len(values))
-    edges = [len(values) * i // parts for i in range(parts + 1)]
-    return [round(statistics.fmean(values[a:b]), 4) for a, b in pairwise(edges)]
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows that are done."""
-    return list(json.loads(path.read_text())["rows"]) if path.exists() else []
-
-
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: a line an algorithm, numbers are means over its seeds; then where each ended."""
     lines = [
@@ -233,36 +221,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def figure(rows: Sequence[dict[str, Any]]) -> str:
-    """Small multiples as SVG: a panel an algorithm, a line a seed; readable on light and dark."""
-    names = [name for name in PRESETS if any(row["algorithm"] == name for row in rows)]
-    wide, high, across = 190, 120, 4
-    down = -(-len(names) // across)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide * across} {high * down}" '
-        'font-family="sans-serif" font-size="10">',
-        "<style>text{fill:#57606a}path{fill:none;stroke-width:1.4}"
-        ".s0{stroke:#0969da}.s1{stroke:#bf8700}.s2{stroke:#1a7f37}"
-        ".axis{stroke:#8c959f;stroke-width:.6}</style>",
-    ]
-    for number, name in enumerate(names):
-        left, top = wide * (number % across) + 26, high * (number // across) + 18
-        width, height = wide - 36, high - 34
-        parts.append(f'<text x="{left}" y="{top - 5}">{name}</text>')
-        parts.append(f'<path class="axis" d="M{left} {top}v{height}h{width}"/>')
-        for share in (0, 0.5, 1):
-            y = top + height * (1 - share)
-            parts.append(f'<text x="{left - 3}" y="{y + 3}" text-anchor="end">{share:g}</text>')
-        parts.append(f'<text x="{left + width}" y="{top + height + 11}" text-anchor="end">')
-        parts.append(f"{NUM_STEPS} steps</text>")
-        for row in rows:
-            if row["algorithm"] == name:
-                last = max(len(row["curve"]) - 1, 1)
-                points = [
-                    f"{left + width * i / last:.1f} {top + height * (1 - value):.1f}"
-                    for i, value in enumerate(row["curve"])
-                ]
-                parts.append(f'<path class="s{row["seed"] % 3}" d="M{"L".join(points)}"/>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    """A panel an algorithm: share of right completions over the run."""
+    curves = {
+        name: [(row["seed"], row["curve"]) for row in rows if row["algorithm"] == name]
+        for name in PRESETS
+    }
+    shown = {name: lines for name, lines in curves.items() if lines}
+    return panels(shown, steps=dict.fromkeys(shown, NUM_STEPS))
 
 
 def main() -> None:

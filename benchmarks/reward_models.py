@@ -24,6 +24,10 @@ LOGNORMAL_MEAN, LOGNORMAL_SIGMA = 102.0, 0.8
 SHORTEST, LONGEST = 4, 1000
 """Words of a synthetic text, cut to what a small model takes."""
 
+HEAD_DEVIATION = 0.3
+"""transformers starts heads with 0.02: all scores would be alike. Not so large that a probability
+is 0 in float32."""
+
 NAMES = ("bert", "llama")
 
 
@@ -33,7 +37,8 @@ def write_model(folder: Path, name: str, *, num_labels: int = 1, tiny: bool = Fa
     Args:
         folder: Where to.
         name: One of `NAMES`.
-        num_labels: Of the head.
+        num_labels: Of the head. Of two, the first one's logit is 0, so that the second one's can be
+            told from probabilities, which is all that some servers give.
         tiny: One layer, 32 wide: for tests of the benchmarks themselves.
     """
     import torch
@@ -59,10 +64,11 @@ def write_model(folder: Path, name: str, *, num_labels: int = 1, tiny: bool = Fa
         config = transformers.LlamaConfig(**shared | shape | (TINY_GROUPED if tiny else {}))
     model = transformers.AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
-        # transformers starts heads with a deviation of 0.02: all scores would be alike.
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith(("score.weight", "classifier.weight")):
-                parameter.normal_(0.0, 1.0)
+                parameter.normal_(0.0, HEAD_DEVIATION)
+                if num_labels == 2:
+                    parameter[0] = 0.0
     transformers.utils.logging.disable_progress_bar()
     model.eval().save_pretrained(folder)
     _tokenizer(encoder=name == "bert").save_pretrained(folder)

@@ -37,6 +37,8 @@ def step_loss(logits_S2: Tensor, label_S: Tensor) -> Tensor:
         )
     if bool(((label_S < 0.0) | (label_S > 1.0) | label_S.isnan()).any()):
         raise ValueError(f"labels are {label_S.tolist()}; each must be in [0, 1]")
-    logp_S2 = F.log_softmax(logits_S2.float(), dim=-1)
+    # At least float32: half precision has too few digits for log-probs.
+    wide = torch.promote_types(logits_S2.dtype, torch.float32)
+    logp_S2 = F.log_softmax(logits_S2.to(wide), dim=-1)
     target_S2 = torch.stack([1.0 - label_S, label_S], dim=-1)
     return -(target_S2 * logp_S2).sum(-1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from mpmath import mp
 from torch import Tensor
 
 from rewardsvc.policy_client.algorithms.preference.dpo import dpo_loss
@@ -27,6 +29,8 @@ from rewardsvc.policy_client.algorithms.ranking_losses import plackett_luce_loss
 from rewardsvc.policy_client.algorithms.reward_losses import bradley_terry_loss
 
 NUM_PAIRS = 7
+DIGITS = 40
+"""Of plain arithmetic: a difference quotient has half of them."""
 
 
 def pairs(seed: int = 0, **changes: Any) -> PairLogps:
@@ -47,12 +51,22 @@ def pairs(seed: int = 0, **changes: Any) -> PairLogps:
     return PairLogps(**(values | changes))
 
 
-def log_sigmoid(x: float) -> float:
-    return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
+def log_sigmoid(x: Any) -> Any:
+    return -mp.log(1 + mp.exp(-x))
 
 
-def plain_odds(mean: float) -> float:
-    return math.log(math.exp(mean) / (1.0 - math.exp(mean)))
+def plain_odds(mean: Any) -> Any:
+    return mp.log(mp.exp(mean) / (1 - mp.exp(mean)))
+
+
+def slope(plain: Callable[..., Any], at: Sequence[float], position: int) -> float:
+    """The derivative of a formula by one of its numbers, to far more digits than float64 has."""
+
+    def along(x: Any) -> Any:
+        return plain(*at[:position], x, *at[position + 1 :])
+
+    with mp.workdps(DIGITS):
+        return float(mp.diff(along, at[position]))
 
 
 CASES: dict[str, tuple[Callable[[PairLogps], Tensor], Callable[..., float]]] = {
@@ -110,7 +124,7 @@ CASES: dict[str, tuple[Callable[[PairLogps], Tensor], Callable[..., float]]] = {
     ),
     "spin": (
         lambda p: spin_loss(p, beta=0.1),
-        lambda c, r, rc, rr, n, m: math.log1p(math.exp(-0.1 * (c - rc - r + rr))),
+        lambda c, r, rc, rr, n, m: mp.log(1 + mp.exp(-0.1 * (c - rc - r + rr))),
     ),
     "spin, hinge": (
         lambda p: spin_loss(p, beta=0.1, link=Link.HINGE),
@@ -118,7 +132,7 @@ CASES: dict[str, tuple[Callable[[PairLogps], Tensor], Callable[..., float]]] = {
     ),
     "spin, exponential": (
         lambda p: spin_loss(p, beta=0.1, link=Link.EXPONENTIAL),
-        lambda c, r, rc, rr, n, m: math.exp(-0.1 * (c - rc - r + rr)),
+        lambda c, r, rc, rr, n, m: mp.exp(-0.1 * (c - rc - r + rr)),
     ),
 }
 
@@ -140,21 +154,16 @@ def test_loss_on_pairs_is_the_formula_and_so_is_its_gradient(name: str, seed: in
         )
     ]
     loss_N = ours(given)
-    want_N = [plain(*row) for row in zip(*columns, strict=True)]
+    with mp.workdps(DIGITS):
+        want_N = [float(plain(*row)) for row in zip(*columns, strict=True)]
     torch.testing.assert_close(
         loss_N, torch.tensor(want_N, dtype=torch.float64), rtol=1e-10, atol=1e-10
     )
     loss_N.sum().backward()
-    step = 1e-6
     for position, tensor in ((0, given.chosen), (1, given.rejected)):
         assert tensor.grad is not None
-        for index in range(NUM_PAIRS):
-            row = [column[index] for column in columns]
-            up, down = list(row), list(row)
-            up[position] += step
-            down[position] -= step
-            slope = (plain(*up) - plain(*down)) / (2 * step)
-            assert tensor.grad[index].item() == pytest.approx(slope, rel=1e-6, abs=1e-7)
+        slopes = [slope(plain, row, position) for row in zip(*columns, strict=True)]
+        assert tensor.grad.tolist() == pytest.approx(slopes, rel=1e-8, abs=1e-8)
 
 
 def trl_experimental(name: str) -> Any:
@@ -186,6 +195,38 @@ def test_odds_term_of_orpo_agrees_with_trl() -> None:
     found_N = -orpo_loss(given, nll_N=zero_N, odds_coefficient=0.3)
     # TRL computes it in float32.
     torch.testing.assert_close(found_N.float(), want_N, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("center", [None, 0.3])
+@pytest.mark.parametrize("margins", [None, [0.0, 0.5, 1.5]])
+def test_reward_loss_and_its_gradient_are_those_of_trl(
+    center: float | None, margins: list[float] | None
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from trl import RewardTrainer
+    scores = torch.randn(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theirs, ours = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+    margin_N = None if margins is None else torch.tensor(margins, dtype=torch.float64)
+    fake = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        args=SimpleNamespace(center_rewards_coefficient=center),
+        accelerator=SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x),
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+    )
+    want = RewardTrainer.compute_loss(
+        fake,
+        lambda **_: SimpleNamespace(logits=theirs[:, None]),
+        {} if margin_N is None else {"margin": margin_N},
+    )
+    found = bradley_terry_loss(
+        ours[:3], ours[3:], margin_N=margin_N, center_coefficient=center or 0.0
+    ).mean()
+    torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-12)
+    want.backward()
+    found.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
 
 
 def test_log_odds_is_finite_and_exact_at_both_ends() -> None:
@@ -288,6 +329,95 @@ def test_step_loss_is_cross_entropy_with_soft_labels() -> None:
     torch.testing.assert_close(step_loss(logits_S2, label_S), torch.tensor(want))
     with pytest.raises(ValueError, match="in \\[0, 1\\]"):
         step_loss(logits_S2, torch.tensor([1.0, 0.0, 2.0]))
+
+
+REST: dict[str, tuple[Callable[[Tensor], Tensor], Callable[..., Any]]] = {
+    "kto, good": (
+        lambda x: kto_loss(
+            x[:1], torch.tensor([True]), kl=torch.tensor(0.3, dtype=torch.float64), beta=0.5
+        ).sum(),
+        lambda a, b, c, d: 1 - 1 / (1 + mp.exp(-0.5 * (a - 0.3))),
+    ),
+    "kto, bad": (
+        lambda x: kto_loss(
+            x[:1],
+            torch.tensor([False]),
+            kl=torch.tensor(0.3, dtype=torch.float64),
+            beta=0.5,
+            weights=(1.0, 1.3),
+        ).sum(),
+        lambda a, b, c, d: 1.3 * (1 - 1 / (1 + mp.exp(-0.5 * (0.3 - a)))),
+    ),
+    "rrhf": (
+        lambda x: rrhf_loss(x, torch.tensor([0.2, 0.9, 0.2, 0.5]), nll_coefficient=0.7),
+        lambda a, b, c, d: (
+            sum(max(0, low - high) for low, high in ((a, d), (a, b), (c, d), (c, b), (d, b)))
+            - 0.7 * b
+        ),
+    ),
+    "bradley-terry": (
+        lambda x: bradley_terry_loss(
+            x[:2],
+            x[2:],
+            margin_N=torch.tensor([0.5, 0.25]).double(),
+            label_smoothing=0.2,
+            center_coefficient=0.01,
+        ).sum(),
+        lambda a, b, c, d: sum(
+            -0.8 * log_sigmoid(high - low - margin)
+            - 0.2 * log_sigmoid(low + margin - high)
+            + 0.01 * (high + low) ** 2
+            for high, low, margin in ((a, c, 0.5), (b, d, 0.25))
+        ),
+    ),
+    "plackett-luce": (
+        plackett_luce_loss,
+        lambda *s: (
+            -sum(mp.log(mp.exp(s[k]) / sum(mp.exp(rest) for rest in s[k:])) for k in range(4))
+        ),
+    ),
+    "plackett-luce, top": (
+        lambda x: plackett_luce_loss(x, top=2),
+        lambda *s: (
+            -sum(mp.log(mp.exp(s[k]) / sum(mp.exp(rest) for rest in s[k:])) for k in range(2))
+        ),
+    ),
+    "thurstone": (
+        lambda x: thurstone_loss(x[:2], x[2:], sigma=0.6).sum(),
+        lambda a, b, c, d: (
+            -sum(
+                mp.log(mp.ncdf((high - low) / (0.6 * mp.sqrt(2)))) for high, low in ((a, c), (b, d))
+            )
+        ),
+    ),
+    "steps": (
+        lambda x: step_loss(x.reshape(2, 2), torch.tensor([1.0, 0.25]).double()).sum(),
+        lambda a, b, c, d: (
+            -sum(
+                label * mp.log(mp.exp(right) / (mp.exp(wrong) + mp.exp(right)))
+                + (1 - label) * mp.log(mp.exp(wrong) / (mp.exp(wrong) + mp.exp(right)))
+                for wrong, right, label in ((a, b, 1.0), (c, d, 0.25))
+            )
+        ),
+    ),
+}
+"""Losses of four numbers: ours, and the formula."""
+
+
+@pytest.mark.parametrize("name", REST)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_other_loss_and_its_gradient_are_the_formula(name: str, seed: int) -> None:
+    ours, plain = REST[name]
+    generator = torch.Generator().manual_seed(seed)
+    given = (2.0 * torch.randn(4, generator=generator, dtype=torch.float64)).requires_grad_()
+    loss = ours(given)
+    at = given.tolist()
+    with mp.workdps(DIGITS):
+        assert loss.item() == pytest.approx(float(plain(*at)), rel=1e-10)
+    loss.backward()
+    assert given.grad is not None
+    slopes = [slope(plain, at, position) for position in range(4)]
+    assert given.grad.tolist() == pytest.approx(slopes, rel=1e-8, abs=1e-8)
 
 
 @pytest.mark.parametrize(

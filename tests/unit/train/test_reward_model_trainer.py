@@ -210,6 +210,22 @@ def test_ranking_of_two_is_a_pair(fields: dict[str, Any]) -> None:
         assert batch_loss(fields, rankings, loss=loss, **centered, **out) == pytest.approx(want)
 
 
+def test_a_pair_keeps_its_margin_in_every_loss(fields: dict[str, Any]) -> None:
+    rows = [{"prompt": "?", "chosen": "xx", "rejected": "ab", "margin": 1.5}]
+    losses = {
+        loss: batch_loss(fields, rows, loss=loss, output_dir=fields["output_dir"].with_name(loss))
+        for loss in ("bradley_terry", "plackett_luce", "thurstone")
+    }
+    assert losses["plackett_luce"] == pytest.approx(losses["bradley_terry"])
+    assert min(losses.values()) > math.log(2.0) + 0.5
+
+
+@pytest.mark.parametrize("loss", ["thurstone", "plackett_luce"])
+def test_smoothing_that_a_loss_has_not_is_refused(loss: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="only bradley_terry has it"):
+        RewardModelConfig(**{**fields, "loss": loss, "label_smoothing": 0.1})
+
+
 def test_length_that_explains_a_preference_teaches_less(fields: dict[str, Any]) -> None:
     longer_wins = [{"prompt": "?", "chosen": "abababab", "rejected": "ab"}]
     plain = batch_loss(fields, longer_wins)
