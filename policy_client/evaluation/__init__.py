@@ -6,6 +6,10 @@ is left out; it is never a failure.
 
 from rewardsvc.policy_client.evaluation.best_of_n import BestOfNCurve, best_of_n, best_of_n_curve
 from rewardsvc.policy_client.evaluation.calibration import Calibration, calibration
+from rewardsvc.policy_client.evaluation.length_control import (
+    LengthControlled,
+    length_controlled_win_rate,
+)
 from rewardsvc.policy_client.evaluation.majority import majority_vote
 from rewardsvc.policy_client.evaluation.pairs import (
     PairReport,
@@ -19,6 +23,7 @@ from rewardsvc.policy_client.evaluation.win_rate import WinRate, wilson_interval
 __all__ = [
     "BestOfNCurve",
     "Calibration",
+    "LengthControlled",
     "PairReport",
     "PairResult",
     "PassAtK",
@@ -26,6 +31,7 @@ __all__ = [
     "best_of_n",
     "best_of_n_curve",
     "calibration",
+    "length_controlled_win_rate",
     "majority_vote",
     "pair_report",
     "pass_at_k",

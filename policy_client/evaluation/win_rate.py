@@ -62,7 +62,7 @@ def win_rate(
             f"{len(ours)} rewards against {len(theirs)}, "
             f"{'no' if groups is None else len(groups)} groups; give one of each a comparison"
         )
-    _check_confidence(confidence)
+    check_confidence(confidence)
     mine, other = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     known = ~(np.isnan(mine) | np.isnan(other))
     points = np.where(mine > other, 1.0, np.where(mine == other, 0.5, 0.0))[known]
@@ -74,10 +74,9 @@ def win_rate(
         low, high = wilson_interval(float(points.sum()), num, confidence=confidence)
     else:
         value = float(points.mean())
-        names = {name: number for number, name in enumerate(dict.fromkeys(groups))}
-        group = np.array([names[name] for name in groups])[known]
         generator = np.random.default_rng(seed)
-        low, high = _bootstrap(points, group, confidence, generator, num_resamples)
+        numbers = group_numbers(groups, known)
+        low, high = _bootstrap(points, numbers, confidence, generator, num_resamples)
     return WinRate(
         value=value,
         low=low,
@@ -105,7 +104,7 @@ def wilson_interval(
     Source:
         Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials; need 0 <= successes <= trials")
     z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
@@ -123,17 +122,41 @@ def _bootstrap(
     generator: np.random.Generator,
     num_resamples: int,
 ) -> tuple[float, float]:
-    """Percentile interval from drawing whole groups with replacement."""
-    present, group = np.unique(group, return_inverse=True)
+    """Percentile interval from drawing whole groups with replacement.
+
+    Where one side has won all, every draw says so; what few groups leave open is then Wilson's.
+    """
     sums = np.bincount(group, weights=points)
     counts = np.bincount(group)
-    drawn = generator.integers(0, len(present), (num_resamples, len(present)))
+    if points.min() == points.max() and points[0] in (0.0, 1.0):
+        return wilson_interval(float(points[0]) * len(counts), len(counts), confidence=confidence)
+    drawn = generator.integers(0, len(counts), (num_resamples, len(counts)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail])
     return float(low), float(high)
 
 
-def _check_confidence(confidence: float) -> None:
+def group_numbers(groups: Sequence[object], known: np.ndarray) -> np.ndarray:
+    """The groups of what is known as numbers from 0, without a gap.
+
+    Args:
+        groups: [N] of any names.
+        known: bool [N].
+
+    Returns:
+        int64, one for each that is known.
+    """
+    names = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+    numbers = np.array([names[name] for name in groups], np.int64)[known]
+    return np.unique(numbers, return_inverse=True)[1]
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuses a confidence that is none.
+
+    Raises:
+        ValueError: If it is not in (0, 1).
+    """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence is {confidence}; it must be between 0 and 1")

@@ -1,45 +1,46 @@
-"""`rewardsvc evaluate`: how good a reward model is on pairs, and at choosing among completions."""
+"""`rewardsvc evaluate`: reward models on pairs and at choosing, and policies beside each other."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rewardsvc.cli import fail
+from rewardsvc.commands.evaluate_common import (
+    LOCAL,
+    NO_SUBSET,
+    SUBSET,
+    TIMEOUT_S,
+    Address,
+    ApiKey,
+    AsJson,
+    Data,
+    Limit,
+    Split,
+    SubsetColumn,
+    Timeout,
+    print_json,
+    read_examples,
+    scored,
+)
+from rewardsvc.commands.evaluate_win_rate import win_rate
 from rewardsvc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rewardsvc.commands.evaluate_scoring import Scored, Unit
     from rewardsvc.policy_client.evaluation import PairReport
-    from rewardsvc.policy_client.train.data import Examples
-
-Data = Annotated[
-    str, typer.Option(help="JSONL, JSON or Parquet file, a folder, or a data set's id on the hub.")
-]
-Address = Annotated[str, typer.Option(help="HOST:PORT of the server.")]
-Split = Annotated[str, typer.Option(help="Which part of a folder or hub data set.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Read only so many rows.")]
-Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds that a call may take.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="REWARDSVC_API_KEY", help="The server's key.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; what is not known is null.")]
-
-LOCAL = "localhost:50051"
-TIMEOUT_S = 300.0
 
 
 def add_evaluate_commands(app: typer.Typer) -> None:
     """Adds `evaluate` and what it can evaluate to the command line."""
     evaluate = typer.Typer(
-        name="evaluate", help="Measure a reward model, or what choosing by it is worth.",
-        no_args_is_help=True,
+        name="evaluate", no_args_is_help=True,
+        help="Measure a reward model, what choosing by it is worth, or one policy beside another.",
     )  # fmt: skip
     evaluate.command("pairs")(pairs)
     evaluate.command("best-of-n")(best_of_n)
+    evaluate.command("win-rate")(win_rate)
     app.add_typer(evaluate)
 
 
@@ -49,7 +50,7 @@ def pairs(
     address: Address = LOCAL,
     split: Split = "train",
     limit: Limit = None,
-    subset_column: Annotated[str, typer.Option(help="The column with the subset.")] = "subset",
+    subset_column: SubsetColumn = SUBSET,
     timeout: Timeout = TIMEOUT_S,
     api_key: ApiKey = None,
     as_json: AsJson = False,
@@ -65,17 +66,17 @@ def pairs(
     from rewardsvc.policy_client.evaluation import pair_report, rewardbench_report
     from rewardsvc.policy_client.evaluation.pairs import REWARDBENCH_SECTIONS
 
-    examples = _read(data, split, limit, ("chosen", "rejected"))
+    examples = read_examples(data, split, limit, ("chosen", "rejected"))
     units = [
         Unit(example=row, completions=(row.chosen, row.rejected), left_out=(subset_column,))
         for row in examples
     ]
-    scored = _scored(units, scorer, (address, api_key, timeout))
-    chosen = [values[0] for values in scored.values]
-    rejected = [values[1] for values in scored.values]
+    found = scored(units, scorer, (address, api_key, timeout))
+    chosen = [values[0] for values in found.values]
+    rejected = [values[1] for values in found.values]
     subsets = None
     if any(subset_column in row.metadata for row in examples):
-        subsets = [str(row.metadata.get(subset_column, "(none)")) for row in examples]
+        subsets = [str(row.metadata.get(subset_column, NO_SUBSET)) for row in examples]
     known = {name for names in REWARDBENCH_SECTIONS.values() for name in names}
     report: PairReport
     if subsets is not None and known.issuperset(subsets):
@@ -83,11 +84,11 @@ def pairs(
     else:
         report = pair_report(chosen, rejected, subsets)
     if as_json:
-        _print_json({"scorer": scorer, **asdict(report), "errors": scored.errors})
+        print_json({"scorer": scorer, **asdict(report), "errors": found.errors})
     else:
-        print_pairs(report, scored.errors, num_sections=len(REWARDBENCH_SECTIONS))
+        print_pairs(report, found.errors, num_sections=len(REWARDBENCH_SECTIONS))
     if not report.overall.num_pairs:
-        fail(f"--scorer: {scorer!r} scored no pair; {scored.first_error}", 1)
+        fail(f"--scorer: {scorer!r} scored no pair; {found.first_error}", 1)
 
 
 def best_of_n(
@@ -129,7 +130,7 @@ def best_of_n(
     from rewardsvc.commands.evaluate_scoring import Unit
     from rewardsvc.commands.evaluate_tables import print_samples
 
-    examples = _read(data, split, limit, ())
+    examples = read_examples(data, split, limit)
     server = (address, api_key, timeout)
     errors: dict[str, int] = {}
     try:
@@ -151,11 +152,11 @@ def best_of_n(
         for row, some in zip(examples, texts, strict=True)
     ]  # fmt: skip
     if scorer is not None:
-        found = _scored(units, scorer, server)
+        found = scored(units, scorer, server)
         scores = found.values
         errors |= {f"{scorer}: {what}": number for what, number in found.errors.items()}
     if verifier is not None:
-        found = _scored(units, verifier, server)
+        found = scored(units, verifier, server)
         rewards = found.values
         errors |= {f"{verifier}: {what}": number for what, number in found.errors.items()}
     assert rewards is not None
@@ -164,42 +165,8 @@ def best_of_n(
     except ValueError as error:
         fail(str(error), 1)
     if as_json:
-        _print_json({"scorer": scorer, "verifier": verifier, **asdict(report), "errors": errors})
+        print_json({"scorer": scorer, "verifier": verifier, **asdict(report), "errors": errors})
     else:
         print_samples(report, errors)
     if report.num_rewards_missing == report.num_samples:
         fail("no completion has a reward; " + "; ".join(errors), 1)
-
-
-def _read(data: str, split: str, limit: int | None, columns: Sequence[str]) -> Examples:
-    from rewardsvc.policy_client.train.data import load_examples
-
-    try:
-        return load_examples(data, split=split, limit=limit).require(*columns)
-    except (ConfigError, OSError) as error:
-        fail(f"--data: {error}")
-
-
-def _scored(units: Sequence[Unit], scorer: str, server: tuple[str, str | None, float]) -> Scored:
-    from rewardsvc.commands.evaluate_scoring import score_units
-    from rewardsvc.policy_client import RewardClient, RewardClientError
-
-    address, api_key, timeout_s = server
-    try:
-        with RewardClient(address, api_key=api_key, timeout_s=timeout_s) as client:
-            return score_units(client, scorer, units)
-    except (RewardClientError, ValueError, TypeError) as error:
-        fail(str(error), 1)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    typer.echo(json.dumps(_without_nan(document), ensure_ascii=False, indent=2))
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with None for NaN, which is not JSON."""
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

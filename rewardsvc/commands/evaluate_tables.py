@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from rewardsvc.commands.evaluate_comparisons import WinReport
     from rewardsvc.commands.evaluate_samples import SampleReport
-    from rewardsvc.policy_client.evaluation import PairReport
+    from rewardsvc.policy_client.evaluation import Calibration, PairReport
 
 
 def print_pairs(report: PairReport, errors: Mapping[str, int], *, num_sections: int) -> None:
@@ -87,7 +88,46 @@ def print_samples(report: SampleReport, errors: Mapping[str, int]) -> None:
             f"scores as probabilities: calibration error {_number(found.ece)}, "
             f"Brier {_number(found.brier)}, AUROC {_number(found.auroc)}"
         )
+        console.print(_reliability(found))
     _print_errors(console, errors)
+
+
+def print_wins(report: WinReport, errors: Mapping[str, int], *, confidence: float) -> None:
+    """A row for each subset, what is left of the win rate at equal lengths, and what went wrong."""
+    console = Console()
+    table = _table("subset", "wins", "ties", "losses", "missing", "win rate", f"{confidence:.4g}")
+    for name, result in (*report.subsets.items(), ("all", report.overall)):
+        table.add_row(
+            escape(name) or "(empty)",
+            str(result.wins),
+            str(result.ties),
+            str(result.losses),
+            str(result.num_missing),
+            _percent(result.value),
+            f"{_percent(result.low)} – {_percent(result.high)}",
+        )
+    console.print(table)
+    ours, theirs = report.mean_lengths
+    even = report.length_controlled
+    console.print(
+        f"at equal lengths: {_percent(even.value)} ({_percent(even.low)} – {_percent(even.high)}); "
+        f"completions have {ours:.0f} characters against {theirs:.0f} in the mean"
+    )
+    _print_errors(console, errors)
+
+
+def _reliability(found: Calibration) -> Table:
+    """What is given a score, how often it is right: a row for each bin with completions."""
+    table = _table("scores", "completions", "mean score", "right")
+    for at, count in enumerate(found.counts):
+        if count:
+            table.add_row(
+                f"{found.edges[at]:.1f} – {found.edges[at + 1]:.1f}",
+                str(count),
+                _percent(found.predicted[at]),
+                _percent(found.observed[at]),
+            )
+    return table
 
 
 def _table(*headings: str) -> Table:

@@ -203,6 +203,20 @@ def test_a_scorer_chooses_among_samples_with_known_rewards(address: str, tmp_pat
     assert "missing, 1: rm: sandbox_failure: scripted" in shown
 
 
+def test_scores_between_0_and_1_are_compared_with_what_came_true(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "completions": list("abcd"), "rewards": [1, 0, 1, 1],
+         "scores": [0.95, 0.92, 0.12, None]}
+    ]  # fmt: skip
+    shown = best_of_n("127.0.0.1:1", written(tmp_path, rows)).stdout
+    assert "scores as probabilities: calibration error 0.583" in shown
+    bins = [line.split() for line in shown.splitlines() if line.startswith("0.")]
+    assert bins == [
+        ["0.1", "–", "0.2", "1", "12.0%", "100.0%"],
+        ["0.9", "–", "1.0", "2", "93.5%", "50.0%"],
+    ]
+
+
 def test_votes_can_be_taken_from_the_completions(tmp_path: Path) -> None:
     completions = [r"\boxed{0.5}", r"so \boxed{ \frac{1}{2} }", r"\boxed{3}", "no idea"]
     rows = [{"prompt": "p", "completions": completions, "rewards": [1, 1, 0, 0]}]
