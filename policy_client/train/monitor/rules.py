@@ -102,11 +102,12 @@ class Alarm:
 
     @property
     def text(self) -> str:
-        """One line for logs and reports."""
-        of = " of its baseline" if self.rule.versus is Versus.BASELINE else ""
+        """One line for logs and reports: what it means, what to try, and what was seen."""
+        times = " times its baseline" if self.rule.versus is Versus.BASELINE else ""
         return (
-            f"{self.rule.name}: {self.rule.metric} is {self.number:.3g}{of} since step "
-            f"{self.since}. {self.rule.meaning} {self.rule.advice}"
+            f"{self.rule.meaning} {self.rule.advice} "
+            f"({self.rule.name}: {self.rule.metric} is {self.number:.3g}{times}, out of bounds "
+            f"since step {self.since})"
         )
 
 

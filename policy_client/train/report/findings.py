@@ -54,7 +54,7 @@ def find(run: RunData) -> list[Finding]:
             "completion of the step had one."
         )
     peak = hacked_since(run)
-    if peak is not None:
+    if peak is not None and not any(alarm.get("rule") == "proxy_gap" for alarm in run.alarms):
         warnings.append(
             f"The true quality has fallen since about step {peak} while the reward went on rising: "
             "the policy exploits the reward model. Stop there, raise the KL coefficient, or "
@@ -116,7 +116,7 @@ def hacked_since(run: RunData) -> int | None:
     tenths = [points[i * size : (i + 1) * size] for i in range(9)] + [points[9 * size :]]
     rewards = [_mean([reward for _, reward, _ in tenth]) for tenth in tenths]
     qualities = [_mean([quality for _, _, quality in tenth]) for tenth in tenths]
-    best = max(range(10), key=qualities.__getitem__)
+    best = max(reversed(range(10)), key=qualities.__getitem__)  # the last of a plateau
     fall = (qualities[best] - qualities[-1]) / (max(qualities) - min(qualities) or 1.0)
     rise = (rewards[-1] - rewards[best]) / (max(rewards) - min(rewards) or 1.0)
     return tenths[best][-1][0] if min(fall, rise) > REAL_CHANGE else None

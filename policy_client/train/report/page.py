@@ -273,5 +273,11 @@ def duration(seconds: float) -> str:
 
 def _title(runs: Sequence[RunData]) -> str:
     algorithms = dict.fromkeys(run.algorithm.upper() for run in runs if run.algorithm)
-    names = ", ".join(run.directory.resolve().name for run in runs)
+    names = ", ".join(map(_name, runs))
     return f"{' and '.join(algorithms) or 'Run'}: {names}"
+
+
+def _name(run: RunData) -> str:
+    """The folder's, with its parent's where it is no more than the algorithm's."""
+    folder = run.directory.resolve()
+    return f"{folder.parent.name}/{folder.name}" if folder.name == run.algorithm else folder.name

@@ -20,6 +20,11 @@ MAX_POINTS = 400
 SMOOTH_FROM = 40
 """From this many points on, a moving average is drawn over the faint raw line."""
 NUM_COLOURS = 8
+FEWEST_DIGITS, MOST_DIGITS = 5, 15
+TELLABLE = 0.02
+"""Share of the gap between two ticks by which a label may be off."""
+NARROWEST = 1e-3
+"""An axis spans at least this share of its values: what is smaller is rounding, not news."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +173,26 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return found or [low]
 
 
+def tick_labels(values: Sequence[float], *, percent: bool = False) -> list[str]:
+    """Numbers of an axis with as many digits as it takes not to round them.
+
+    Args:
+        values: Equally spaced.
+        percent: Whether they are shares.
+    """
+    texts = [format_number(value, percent=percent) for value in values]
+    scale = 100.0 if percent else 1.0
+    gap = abs(values[-1] - values[0]) * scale / max(1, len(values) - 1)
+    for digits in range(FEWEST_DIGITS, MOST_DIGITS + 1):
+        if all(
+            abs(float(text.rstrip("%").replace(",", "")) - value * scale) <= gap * TELLABLE
+            for text, value in zip(texts, values, strict=True)
+        ):
+            break
+        texts = [f"{value * scale:.{digits}g}{'%' if percent else ''}" for value in values]
+    return texts
+
+
 def format_number(value: float, *, percent: bool = False) -> str:
     """A number as short as it can be read."""
     if not math.isfinite(value):
@@ -252,6 +277,9 @@ def _value_axis(
     if from_zero and not right:
         low, high = min(low, 0.0), max(high, 0.0)
     low, high = (0.0, 1.0) if from_zero and low == high == 0.0 else _spread(low, high)
+    narrow = NARROWEST * max(abs(low), abs(high)) - (high - low)
+    if narrow > 0:
+        low, high = low - narrow / 2, high + narrow / 2
     room = (high - low) * 0.06
     return _Axis(low if from_zero and low == 0 else low - room, high + room, HEIGHT - BOTTOM, TOP)
 
@@ -267,7 +295,9 @@ def _spread(low: float, high: float) -> tuple[float, float]:
 def _grid(x: _Axis, axes: dict[bool, _Axis], percent: bool) -> Markup:
     parts = []
     for side, y in axes.items():
-        for value in ticks(y.low, y.high, 6):
+        values = ticks(y.low, y.high, 6)
+        texts = tick_labels(values, percent=percent and not side)
+        for value, text in zip(values, texts, strict=True):
             at = y(value)
             if not side:
                 parts.append(
@@ -282,7 +312,7 @@ def _grid(x: _Axis, axes: dict[bool, _Axis], percent: bool) -> Markup:
                     x.end + 6 if side else x.start - 6,
                     at + 4,
                     "start" if side else "end",
-                    format_number(value, percent=percent and not side),
+                    text,
                 )
             )
     for value in ticks(x.low, x.high, 7):

@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from rewardsvc.policy_client.train.monitor.rules import Alarm
+from rewardsvc.policy_client.train.monitor.table import BIMODALITY, PROXY_GAP, RULES
+from rewardsvc.policy_client.train.monitor.text_stats import text_stats
+from rewardsvc.policy_client.train.monitor.watch import DISAGREEMENT
 from rewardsvc.policy_client.train.report import write_report
 from rewardsvc.policy_client.train.run_log import RunLog, SampleRow
 
@@ -235,9 +239,12 @@ def test_proxy_and_true_quality_of_a_summary_stand_side_by_side(tmp_path: Path) 
     page = read(write_report(tmp_path))
     assert "-1.25 → 3.5" in page.text
     assert "0.5 → 0.25" in page.text
-    [chart] = [a["data-chart"] or "" for _, a in page.elements if "e_quality" in str(a)]
+    [chart] = [a["data-chart"] or "" for _, a in page.elements if "true quality, sampled" in str(a)]
     series = json.loads(chart)["series"]
-    assert [line["label"] for line in series] == ["sampled_reward", "sampled_true_quality"]
+    assert [line["label"] for line in series] == [
+        "sampled",
+        "true quality, sampled (right axis)",
+    ]
     assert series[0]["x"] == [20, 40, 60]
 
 
@@ -291,3 +298,46 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="run_dir is empty"):
         write_report([])
+
+
+def test_numbers_of_the_watch_have_charts_with_words(tmp_path: Path) -> None:
+    stats = text_stats(["a b", "c d"]).metrics()
+    watched = {*stats, PROXY_GAP, BIMODALITY, DISAGREEMENT}
+    make_run(tmp_path, **{name: lambda s: 0.1 for name in watched})
+    page = read(write_report(tmp_path))
+    assert not watched & page.titles()
+    for title in (
+        "Reward against truth",
+        "Disagreement of the ensemble",
+        "Two heaps of rewards",
+        "Repetition within a completion",
+        "Sameness across prompts",
+        "Variety of words",
+        "Refusals and empty completions",
+    ):
+        assert title in page.titles()
+    assert all(name not in page.text for name in watched)
+
+
+def test_an_alarm_begins_with_what_it_means_and_is_not_told_twice(tmp_path: Path) -> None:
+    def quality(step: int) -> float:
+        return 0.5 - 0.01 * max(0, step - 30)
+
+    make_run(tmp_path, true_quality=quality)
+    rule = next(rule for rule in RULES if rule.name == "proxy_gap")
+    text = Alarm(step=40, since=38, rule=rule, number=5.0).text
+    alarm = {"step": 40, "rule": rule.name, "text": text}
+    (tmp_path / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
+    page = read(write_report(tmp_path))
+    assert f"Step 40: {rule.meaning} {rule.advice} (proxy_gap: " in page.text
+    assert "exploits the reward model" not in page.text
+
+
+def test_the_fall_begins_at_the_end_of_a_plateau(tmp_path: Path) -> None:
+    make_run(tmp_path, true_quality=lambda s: 0.5 - 0.01 * max(0, s - 30))
+    assert "fallen since about step 30" in read(write_report(tmp_path)).text
+
+
+def test_a_folder_named_like_its_algorithm_is_named_with_its_parent(tmp_path: Path) -> None:
+    make_run(tmp_path / "monday" / "grpo")
+    assert "GRPO: monday/grpo" in read(write_report(tmp_path / "monday" / "grpo")).text

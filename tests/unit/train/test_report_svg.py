@@ -21,6 +21,7 @@ from rewardsvc.policy_client.train.report.svg import (
     format_number,
     line_chart,
     stacked_chart,
+    tick_labels,
     ticks,
 )
 from rewardsvc.policy_client.train.run_data import SampleGroup
@@ -135,6 +136,36 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
 )
 def test_numbers_are_short(value: float, text: str) -> None:
     assert format_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "texts"),
+    [
+        ([0.0, 0.25, 0.5], False, ["0", "0.25", "0.5"]),
+        ([0.99975, 1.0, 1.00025], False, ["0.99975", "1", "1.00025"]),
+        ([1 - 1e-7, 1.0, 1 + 1e-7], False, ["0.9999999", "1", "1.0000001"]),
+        ([0.99995, 1.0], True, ["99.995%", "100%"]),
+        ([123_456.0, 123_456.5], False, ["123456", "123456.5"]),
+        ([7.0], False, ["7"]),
+    ],
+)
+def test_labels_of_an_axis_do_not_round_their_ticks(
+    values: list[float], percent: bool, texts: list[str]
+) -> None:
+    assert tick_labels(values, percent=percent) == texts
+
+
+def test_rounding_errors_are_drawn_as_a_flat_line() -> None:
+    values = [1.0 + 1e-7 * (i % 2) for i in range(10)]
+    drawing = line_chart([Line(label="a", steps=list(range(10)), values=values)], title="t")
+    assert drawing is not None
+    heights = [y for _, y in points(drawing.svg, "line c0")]
+    assert max(heights) - min(heights) < 0.2
+    news = [1.0 + 1e-2 * (i % 2) for i in range(10)]
+    drawing = line_chart([Line(label="a", steps=list(range(10)), values=news)], title="t")
+    assert drawing is not None
+    heights = [y for _, y in points(drawing.svg, "line c0")]
+    assert max(heights) - min(heights) > 100
 
 
 def group(step: int, tag: str, *rows: tuple[str, str]) -> SampleGroup:
