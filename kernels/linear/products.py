@@ -44,6 +44,21 @@ def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return product
 
 
+def onednn_activated(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: tuple[str, str]
+) -> Tensor:
+    """activation(x @ weight.T + bias); the activation by oneDNN's name and algorithm."""
+    name, algorithm = activation
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
+    return found
+
+
+def onednn_gated(x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor) -> Tensor:
+    """(x @ weight.T + bias) * gate."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, gate, weight, bias, "mul")
+    return found
+
+
 def onednn_packed(weight: Tensor, num_rows: int) -> Tensor:
     """A copy of a contiguous weight in oneDNN's own layout, for products with about `num_rows`."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)

@@ -19,12 +19,12 @@ what comes next, and nothing else holds items back or lets them through.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -32,7 +32,8 @@ from typing import TypeVar
 import numpy as np
 
 from rewardsvc.engine.device import Device
-from rewardsvc.engine.encode import Ready, encode_chunk
+from rewardsvc.engine.encode import Ready, encoded_ahead
+from rewardsvc.engine.entrance import Entrance
 from rewardsvc.engine.isolate import run_isolated
 from rewardsvc.engine.observe import BatchReport, EngineObserver, Reuse
 from rewardsvc.engine.queue import WorkQueue
@@ -52,12 +53,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ENCODE_CHUNK = 128
-"""Samples per job of a tokenizer thread: long enough to be worth the hand-over."""
-
-ENTER_AT_ONCE = 32
-"""Entries of one call that enter the queue before it is asked again whose turn it is."""
-
 
 @dataclass(slots=True, eq=False)
 class _Call:
@@ -66,15 +61,6 @@ class _Call:
     ticket: Ticket
     answers: list[Answer | None]
     done: asyncio.Future[None]
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """Entries of one call, at least one, that wait for room in the queue."""
-
-    client: str
-    entries: deque[Entry]
-    entered: asyncio.Future[None]
 
 
 class Batcher:
@@ -107,9 +93,9 @@ class Batcher:
             patience_s=settings.patience_s,
             client_weights=settings.client_weights,
         )
+        self._entrance = Entrance(self._queue)
         self._cache = AnswerCache(cache) if cache is not None else None
         self._calls: dict[Ticket, _Call] = {}
-        self._waiters: list[_Waiter] = []
         self._has_work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -162,7 +148,7 @@ class Batcher:
             return []
         if call.seconds_left() <= 0:
             raise DeadlinePassedError(f"{self._name}: the deadline passed before the call began")
-        ticket = self._queue.admit(len(inputs), call, waiting=self._waiting_clients())
+        ticket = self._queue.admit(len(inputs), call, waiting=self._entrance.clients())
         done = asyncio.get_running_loop().create_future()
         mine = self._calls[ticket] = _Call(ticket, [None] * len(inputs), done)
         self._idle.clear()
@@ -208,24 +194,12 @@ class Batcher:
         )
 
     async def _feed(self, call: _Call, inputs: Sequence[T], encode: Callable[[T], Encoded]) -> None:
-        loop = asyncio.get_running_loop()
-        jobs: deque[tuple[int, asyncio.Future[list[Ready | ItemError]]]] = deque()
-        starts = iter(range(0, len(inputs), ENCODE_CHUNK))
-        try:
-            while not call.done.done():
-                for start in itertools.islice(starts, self._encode_ahead - len(jobs)):
-                    chunk = inputs[start : start + ENCODE_CHUNK]
-                    work = partial(encode_chunk, chunk, encode)
-                    jobs.append((start, loop.run_in_executor(self._encoders, work)))
-                if not jobs:
+        encoded = encoded_ahead(inputs, encode, self._encoders, num_ahead=self._encode_ahead)
+        async with aclosing(encoded) as chunks:
+            async for start, ready in chunks:
+                if call.done.done():  # closing has failed the call meanwhile
                     return
-                start, job = jobs.popleft()
-                encoded = await job
-                if not call.done.done():  # closing may have failed the call meanwhile
-                    await self._enter(call, start, encoded)
-        finally:
-            for _, job in jobs:
-                job.cancel()
+                await self._enter(call, start, ready)
 
     async def _enter(self, call: _Call, start: int, encoded: Sequence[Ready | ItemError]) -> None:
         """Answers what needs no computing and puts the rest in the queue as room frees."""
@@ -252,30 +226,14 @@ class Batcher:
 
     def _wait_for_room(self, entries: deque[Entry]) -> asyncio.Future[None]:
         """Puts entries of one call in the queue as room frees; done when the last is inside."""
-        entered = asyncio.get_running_loop().create_future()
-        self._waiters.append(_Waiter(entries[0].client, entries, entered))
+        entered = self._entrance.bring(entries)
         self._let_in()
         self._start_serving()
         return entered
 
-    def _waiting_clients(self) -> frozenset[str]:
-        return frozenset(w.client for w in self._waiters if not w.entered.done())
-
     def _let_in(self) -> None:
-        """Moves waiting entries into the queue while there is room, the most urgent call first."""
-        num_shared = 0
-        self._waiters = [w for w in self._waiters if w.entries and not w.entered.done()]
-        while self._waiters:
-            waiter = min(self._waiters, key=lambda w: self._queue.urgency(w.entries[0]))
-            for _ in range(ENTER_AT_ONCE):
-                if not waiter.entries or not self._queue.has_room(waiter.entries[0]):
-                    break
-                num_shared += self._queue.push(waiter.entries.popleft())
-            if waiter.entries and not self._queue.has_room(waiter.entries[0]):
-                break
-            if not waiter.entries:
-                self._waiters.remove(waiter)
-                waiter.entered.set_result(None)
+        """Moves waiting entries into the queue while there is room."""
+        num_shared = self._entrance.let_in()
         if num_shared:
             self._observer.reused(self._name, Reuse.IN_FLIGHT, num_shared)
         self._queue_changed()
@@ -293,7 +251,7 @@ class Batcher:
             return
         if not call.done.cancel() and not call.done.cancelled():
             call.done.exception()  # marks it as seen: `submit` may end for another reason first
-        if self._queue.discard(call.ticket) or self._waiters:
+        if self._queue.discard(call.ticket) or self._entrance:
             self._let_in()
         if not self._calls:
             self._idle.set()
@@ -348,9 +306,7 @@ class Batcher:
             if not call.done.done():
                 call.done.set_exception(error)
             self._queue.discard(call.ticket)
-        for waiter in self._waiters:
-            if not waiter.entered.done():
-                waiter.entered.set_result(None)
+        self._entrance.abandon()
         self._let_in()
 
     async def _compute(self, batch: list[Work]) -> None:

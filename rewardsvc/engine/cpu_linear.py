@@ -42,8 +42,16 @@ def speed_up(model: nn.Module) -> int:
     for layer in layers:
         packed = onednn_packed(layer.weight.detach(), TRIAL_ROWS)
         setattr(layer.weight, _PACKED, packed)
-        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]
+        # Of the weights, not of the layer: that would be a cycle, and a model that is replaced must
+        # be gone at once, not with some later round of the garbage collector.
+        layer.forward = partial(_forward, layer.weight, layer.bias)  # type: ignore[method-assign]
     return len(layers)
+
+
+def packed_weight(layer: nn.Module) -> Tensor | None:
+    """What `speed_up` prepared of a layer's weight; None if it has not changed the layer."""
+    found = getattr(getattr(layer, "weight", None), _PACKED, None)
+    return found if "forward" in layer.__dict__ else None
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -54,12 +62,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     return onednn_product(x, packed, bias)
 
 
-def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
+def _forward(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     # A mode that watches functions (canonical shapes, tracing) must see the product as one.
     if torch._C._len_torch_function_stack() or torch.compiler.is_compiling():
-        return F.linear(x, layer.weight, layer.bias)
-    found = product(x, layer.weight, layer.bias)
-    return F.linear(x, layer.weight, layer.bias) if found is None else found
+        return F.linear(x, weight, bias)
+    found = product(x, weight, bias)
+    return F.linear(x, weight, bias) if found is None else found
 
 
 @cache

@@ -43,17 +43,16 @@ SIGMA_LOG_TOKENS = 0.8
 """Synthetic samples are random tokens with log-normal lengths, a hundred tokens in the mean."""
 
 
-def open_export(config: ModelConfig, *, pair: bool) -> OnnxFolder:
-    """The export that a configuration names.
+def check_export(export: OnnxFolder, config: ModelConfig, *, pair: bool) -> None:
+    """Compares a configuration with the export that it names.
 
     Raises:
-        ConfigError: If there is none, or a field does not fit it or has no meaning with it.
+        ConfigError: If a field does not fit it or has no meaning with it.
     """
     for field in ("dtype", "attention", "revision"):
         value = getattr(config, field)
         if value not in ("auto", None):
             raise ConfigError(f"{field}: {value!r} has no meaning with backend: onnx; leave it out")
-    export = OnnxFolder.open(config.model)
     described = export.description
     if described.scorer != config.type:
         raise ConfigError(
@@ -70,7 +69,6 @@ def open_export(config: ModelConfig, *, pair: bool) -> OnnxFolder:
             f"max_length: {config.max_length}, but the model was exported with "
             f"{described.max_length}"
         )
-    return export
 
 
 def check_tokens(export: OnnxFolder, tokens: Sequence[int]) -> None:
@@ -125,9 +123,10 @@ def export_scorer(
         pair=pair,
         opset=opset,
         source=scorer.version,
+        recipe=scorer._source.recipe,
     )
     exact = PaddedTorchBackend(loaded.reading, device="cpu", pad_id=described.pad_id)
-    (probe,) = exact.run([_ids([1], pair)])
+    (probe,) = exact.run([_ids([1], (0,), pair)])
     described = described.model_copy(update={"num_outputs": probe.shape[1]})
     with TemporaryDirectory(prefix="rewardsvc-onnx-") as scratch:
         made = Path(scratch)
@@ -144,7 +143,7 @@ def export_scorer(
             quantise(made, small)
             made = small
             approximate = OnnxBackend(OnnxFolder(made, described), device="cpu")
-            items = [scorer._encode(sample) for sample in samples] or _synthetic(described)
+            items = [scorer._encode(sample) for sample in samples] or _synthetic(scorer, described)
             found = compare(scorer, exact, approximate, items)
             described = described.model_copy(update={"precision": precision, "agreement": found})
         _write(target, made, described, loaded.checkpoint.folder, loaded.tokenizer)
@@ -171,21 +170,21 @@ def _value(scorer: Orm | Prm, answer: Answer) -> float:
     return score.value
 
 
-def _synthetic(described: Description) -> list[Encoded]:
+def _synthetic(scorer: Orm | Prm, described: Description) -> list[Encoded]:
+    """Random tokens, read where the scorer reads its samples."""
     rng = np.random.default_rng(0)
     lengths = rng.lognormal(MEAN_LOG_TOKENS, SIGMA_LOG_TOKENS, NUM_SYNTHETIC).astype(int)
-    return [
-        _ids(rng.integers(0, described.vocab_size, length), described.pair)
-        for length in np.clip(lengths, 2, described.max_length)
-    ]
+    found = []
+    for length in np.clip(lengths, 2, described.max_length):
+        ids = rng.integers(0, described.vocab_size, length).astype(np.int32)
+        found.append(_ids(*scorer.as_sample(ids), described.pair))
+    return found
 
 
-def _ids(ids: Any, pair: bool) -> Encoded:
-    """A sequence that is read at its end."""
+def _ids(ids: Any, positions: Sequence[int], pair: bool) -> Encoded:
     array = np.asarray(ids, np.int32)
     types = np.zeros_like(array) if pair else None
-    last = np.asarray([len(array) - 1], np.int32)
-    return Encoded(token_ids=array, positions=last, token_type_ids=types)
+    return Encoded(token_ids=array, positions=np.asarray(positions, np.int32), token_type_ids=types)
 
 
 def _write(

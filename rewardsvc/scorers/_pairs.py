@@ -180,7 +180,7 @@ class Markers(PairHead):
             def write(draft: Draft, number: int = number, marker: str = marker) -> Written:
                 return Written(text=marker + _shown(pair, number, draft), start=0)
 
-            encoding, _ = encoder.tokenize(write, special=True)
+            encoding, _ = encoder.texts.tokenize(write, special=True)
             held = overlapping(encoding.starts, encoding.ends, (0, 1))
             part = self._cut(encoding.ids, encoding.added, limit)
             places.append(length + int(held[0]))

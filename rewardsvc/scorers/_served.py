@@ -14,11 +14,14 @@ from rewardsvc.scorers._checkpoint import Checkpoint
 from rewardsvc.scorers._loading import load_tokenizer, max_length, pad_id, vocab_size
 from rewardsvc.scorers._model_config import WHERE, ModelConfig
 from rewardsvc.scorers._text import SampleEncoder
-from rewardsvc.scorers.known import with_recipe
+from rewardsvc.scorers.known import AUTO, with_recipe
 from rewardsvc.scoring.build import BuildEnv
 from rewardsvc.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from rewardsvc.engine.batcher import Batcher
     from rewardsvc.engine.onnx.folder import OnnxFolder
     from rewardsvc.engine.torch_backend import PaddedTorchBackend, Reading
@@ -105,10 +108,12 @@ class ModelScorer(Scorer):
         return self._choose_backend(loaded, device)
 
     def _choose_backend(self, loaded: Loaded, device: str) -> Backend:
+        from rewardsvc.engine.cpu_feedforward import speed_up_feed_forward
         from rewardsvc.engine.cpu_linear import speed_up
         from rewardsvc.engine.packing.choice import Wishes, choose_backend
 
         if speed_up(loaded.model):
+            speed_up_feed_forward(loaded.model)
             logger.info("%s: float32 layers compute through oneDNN", self._env.name)
         wishes = Wishes(
             attention=self._source.attention,
@@ -153,10 +158,15 @@ class ModelScorer(Scorer):
 
     def _load_export(self, device: str) -> Backend:
         from rewardsvc.engine.onnx.backend import OnnxBackend
-        from rewardsvc.scorers._onnx import open_export
+        from rewardsvc.engine.onnx.folder import OnnxFolder
+        from rewardsvc.scorers._onnx import check_export
 
-        self._source = with_recipe(self._given, Checkpoint(Path(self._given.model)))
-        export = open_export(self._source, pair=self._is_pair(None))
+        export = OnnxFolder.open(self._given.model)
+        given = self._given
+        if given.recipe == AUTO:
+            given = given.model_copy(update={"recipe": export.description.recipe})
+        self._source = with_recipe(given, Checkpoint(export.folder))
+        check_export(export, self._source, pair=self._is_pair(None))
         tokenizer = load_tokenizer(self._source, Checkpoint(export.folder))
         self._use_export(export, tokenizer)
         settings = self._config.model_dump_json(exclude={"model", "tokenizer", *WHERE})
@@ -182,6 +192,10 @@ class ModelScorer(Scorer):
             ConfigError: If the export does not fit the configuration.
         """
         raise ConfigError(f"backend: onnx serves orm and prm, not {self._config.type}")
+
+    def as_sample(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.int32], Sequence[int]]:
+        """Random tokens as a sample: with what the head needs in it, and where that is read."""
+        return ids, (len(ids) - 1,)
 
     @property
     def head(self) -> tuple[str, tuple[int, ...]]:

@@ -184,8 +184,10 @@ class StepEncoder:
         special = self._config.bos != "never"
         parts: list[Tokens] = []
         opening = self._encoder.writer.opening
-        if opening(question, self._encoder.draft()).text or special:
-            encoding, _ = self._encoder.tokenize(lambda d: opening(question, d), special=special)
+        if opening(question, self._encoder.texts.draft()).text or special:
+            encoding, _ = self._encoder.texts.tokenize(
+                lambda d: opening(question, d), special=special
+            )
             parts.append(Tokens.of(encoding.ids, is_special=encoding.added))
         at_marker = self._config.read == "at"
         assert self._step_id is not None
@@ -194,7 +196,7 @@ class StepEncoder:
         )
         for number, step in enumerate(self._split(text), 1):
             if step:
-                ids = self._encoder.ids_of(step, before=self._prefix(step, number))
+                ids = self._encoder.texts.ids_of(step, before=self._prefix(step, number))
                 tokens = Tokens.of(ids, in_completion=True)
                 if len(ids) and not at_marker:
                     tokens.marks[-1] = True

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rewardsvc.errors import ConfigError, ItemErrorCode, ItemFailure
-from rewardsvc.scorers._guard import Draft, Encoding, TokenGuard
+from rewardsvc.errors import ItemErrorCode, ItemFailure
+from rewardsvc.scorers._guard import Draft, Encoding
 from rewardsvc.scorers._model_config import ModelConfig
+from rewardsvc.scorers._tokenising import TextTokenizer
 from rewardsvc.scorers._tokens import Tokens, leading, overlapping, token_id
 from rewardsvc.scorers._writing import Complete, Writer, Written, plain, with_markers
 from rewardsvc.scoring.types import Message, Sample, Text
@@ -52,6 +53,10 @@ class SampleEncoder:
         control: Token ids that texts must not produce, besides special tokens.
         allowed: Special tokens that texts may produce.
 
+    Attributes:
+        texts: The tokenizer, behind its guard.
+        writer: Writes samples as texts.
+
     Raises:
         ConfigError: If the tokenizer lacks what the configuration asks for.
     """
@@ -67,15 +72,8 @@ class SampleEncoder:
         control: Iterable[int] = (),
         allowed: Iterable[int] = (),
     ) -> None:
-        self._guard: TokenGuard | None = None
+        self.texts = TextTokenizer(tokenizer, config, control=control, allowed=allowed)
         self._last_id: int | None = None
-        if tokenizer is not None:
-            _check_tokenizer(tokenizer, config)
-            # A fast tokenizer is safe to share between threads once the truncation and padding that
-            # are stored with it are gone: then no call changes it.
-            tokenizer.backend_tokenizer.no_truncation()
-            tokenizer.backend_tokenizer.no_padding()
-            self._guard = TokenGuard(tokenizer, control=control, allowed=allowed)
         if config.append_token is not None:
             self._last_id = token_id(tokenizer, config.append_token, "append_token")
         self.writer = Writer(tokenizer, config)
@@ -107,7 +105,9 @@ class SampleEncoder:
         if self._pair and not chat:
             return self.checked(self._of_pair(sample))
         write = self.writer.chat if chat else self.writer.text
-        encoding, written = self.tokenize(lambda draft: write(sample, draft), special=not chat)
+        encoding, written = self.texts.tokenize(
+            lambda draft: write(sample, draft), special=not chat
+        )
         return self.checked(self._ended(_columns(encoding, written)))
 
     def encode_marked(self, sample: Sample, marking: Marking) -> Tokens:
@@ -129,7 +129,7 @@ class SampleEncoder:
         self, write: Callable[[Draft], Written], marking: Marking, *, special: bool
     ) -> Tokens:
         """The same for a text that the caller writes."""
-        encoding, written = self.tokenize(write, special=special)
+        encoding, written = self.texts.tokenize(write, special=special)
         tokens = _columns(encoding, written)
         keep = np.ones(len(tokens.ids), bool)
         for number, span in enumerate(written.spans):
@@ -149,7 +149,7 @@ class SampleEncoder:
 
     def encode_asked(self, write: Callable[[Draft], Written]) -> Tokens:
         """The tokens of a chat that the caller writes, however many."""
-        encoding, written = self.tokenize(write, special=False)
+        encoding, written = self.texts.tokenize(write, special=False)
         return self.checked(self._ended(_columns(encoding, written)))
 
     def _of_ids(self, sample: Sample) -> Tokens:
@@ -157,7 +157,7 @@ class SampleEncoder:
         sides: list[Any] = []
         for side, name in ((sample.prompt, "prompt"), (sample.completion, "completion")):
             if isinstance(side, str):
-                sides.append(self.ids_of(side, trusted=name == "prompt") if side else ())
+                sides.append(self.texts.ids_of(side, trusted=name == "prompt") if side else ())
             elif _is_messages(side):
                 raise ItemFailure(
                     ItemErrorCode.INVALID_SAMPLE,
@@ -168,20 +168,6 @@ class SampleEncoder:
         ids = np.concatenate([np.asarray(side, np.int64) for side in sides])
         self.check_ids(ids)
         return Tokens.of(ids, in_completion=np.repeat([False, True], [len(s) for s in sides]))
-
-    def ids_of(self, text: str, *, trusted: bool = False, before: str = "") -> NDArray[np.int64]:
-        """A text's ids with nothing around it.
-
-        Args:
-            text: Not empty.
-            trusted: Whether control tokens in it are meant.
-            before: Text of ours that it follows.
-        """
-
-        def write(draft: Draft) -> Written:
-            return Written(text=before + (text if trusted else draft.theirs(text)), start=0)
-
-        return self.tokenize(write, special=False)[0].ids
 
     def check_ids(self, ids: NDArray[Any]) -> None:
         """Refuses ids that the model has no embedding for.
@@ -210,32 +196,8 @@ class SampleEncoder:
         self.check_ids(tokens.ids)
         return tokens
 
-    def draft(self) -> Draft:
-        """A draft to try a text with."""
-        return Draft(self.guard, hide=False)
-
-    @property
-    def guard(self) -> TokenGuard:
-        """Knows the tokenizer's control tokens.
-
-        Raises:
-            ItemFailure: INVALID_SAMPLE, if there is no tokenizer.
-        """
-        if self._guard is None:
-            raise ItemFailure(
-                ItemErrorCode.INVALID_SAMPLE,
-                "the sample is text and the model has no tokenizer; send token ids",
-            )
-        return self._guard
-
     def _of_pair(self, sample: Sample) -> Tokens:
-        guard = self.guard
-        first, second = plain(sample.prompt), plain(sample.completion)
-        encoding = Encoding.of(self._backend_encode(first, second, special=True), pair=True)
-        if self._config.special_tokens_in_text == "split":
-            looks = guard.lookalikes(first) or guard.lookalikes(second)
-            if looks or guard.is_forged(encoding, first, second):
-                encoding = guard.encode_pair(first, second)
+        encoding = self.texts.tokenize_pair(plain(sample.prompt), plain(sample.completion))
         return Tokens.of(
             encoding.ids,
             in_completion=encoding.sequence == 1,
@@ -273,49 +235,6 @@ class SampleEncoder:
                 "text",
             )
         return messages or self._config.input == "chat"
-
-    def tokenize(
-        self, write: Callable[[Draft], Written], *, special: bool
-    ) -> tuple[Encoding, Written]:
-        """Writes a text and tokenises it; see `rewardsvc.scorers._guard` for how and why.
-
-        Args:
-            write: Writes the text with a draft; called again if the first one is suspicious.
-            special: Whether the tokenizer adds its own tokens around the text.
-
-        Returns:
-            The encoding, and the places in the text as its offsets count.
-
-        Raises:
-            ItemFailure: INVALID_SAMPLE, if there is no tokenizer or the text is not Unicode.
-        """
-        guard = self.guard
-        draft = Draft(guard, hide=False)
-        written = write(draft)
-        split = self._config.special_tokens_in_text == "split"
-        if not (split and draft.suspicious):
-            encoding = Encoding.of(self._backend_encode(written.text, special=special))
-            if not (split and guard.is_forged(encoding, written.text)):
-                return encoding, written
-        draft = Draft(guard, hide=True)
-        written = write(draft)
-        try:
-            encoding, points = guard.encode(written.text, draft, written.points, special=special)
-        except (UnicodeError, TypeError) as error:
-            raise _not_unicode(error, [written.text]) from None
-        return encoding, written.moved(points)
-
-    def _backend_encode(self, *texts: str, special: bool) -> Any:
-        try:
-            return self._tokenizer(
-                *texts,
-                add_special_tokens=special,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-                verbose=False,
-            ).encodings[0]
-        except (UnicodeError, TypeError) as error:
-            raise _not_unicode(error, texts) from None
 
     def _ended(self, tokens: Tokens) -> Tokens:
         bos, eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
@@ -368,41 +287,6 @@ def _columns(encoding: Encoding, written: Written) -> Tokens:
     # Whatever the tokenizer adds at the end comes after the completion's start.
     in_completion |= encoding.added & (np.cumsum(in_completion) > 0)
     return Tokens.of(encoding.ids, in_completion=in_completion, is_special=encoding.added)
-
-
-def _not_unicode(error: Exception, texts: Sequence[str]) -> Exception:
-    for text in texts:
-        if any("\ud800" <= char <= "\udfff" for char in text):
-            return ItemFailure(
-                ItemErrorCode.INVALID_SAMPLE, f"the text is not valid Unicode: {error}"
-            )
-    return error
-
-
-def _check_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            f"tokenizer: {type(tokenizer).__name__} has no fast form (tokenizer.json); convert it"
-        )
-    if config.input == "chat" and not tokenizer.chat_template:
-        raise ConfigError("input: 'chat', but the tokenizer has no chat template; use 'text'")
-    if tokenizer.chat_template:
-        _check_template(tokenizer)
-    if config.bos == "always" and tokenizer.bos_token_id is None:
-        raise ConfigError("bos: 'always', but the tokenizer has no BOS token; use 'auto'")
-    if config.append_eos and tokenizer.eos_token_id is None:
-        raise ConfigError("append_eos: true, but the tokenizer has no EOS token")
-
-
-def _check_template(tokenizer: Any) -> None:
-    from jinja2 import TemplateError, TemplateSyntaxError
-
-    try:
-        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
-    except TemplateSyntaxError as error:
-        raise ConfigError(f"chat_template: is no Jinja template: {error}") from None
-    except (TemplateError, TypeError, ValueError, LookupError):
-        pass  # it wants other messages than these
 
 
 def _only(side: Text, role: str) -> Text:

@@ -174,6 +174,16 @@ class Orm(ModelScorer):
             )
         return (int(places[-1]),)
 
+    def as_sample(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.int32], Sequence[int]]:
+        """Has the gate's pattern, or the token that is pooled, in its middle."""
+        needed = self._pattern
+        if isinstance(self._orm.pooling, AtToken):
+            needed = np.asarray([self._pool_id], np.int32)
+        ids = np.resize(ids, max(len(ids), len(needed) + 1))
+        middle = (len(ids) - len(needed)) // 2
+        ids[middle : middle + len(needed)] = needed
+        return ids, self._positions(ids)
+
     def _gate_position(self, ids: NDArray[np.int32]) -> int:
         """Where the gating pattern begins the last time: the end of the prompt."""
         pattern = self._pattern

@@ -6,6 +6,8 @@ Such a model has no score of one completion. What a sample gets here is how ofte
   send it, and each is compared with the others (with all of them, or with `opponents` of them). The
   value is the mean probability of being the better one, from 0 to 1; the mean over a group is 0.5.
   All samples of a group must come in one call: a sample without another has INVALID_SAMPLE.
+  Clients keep them together as long as they fit into one message; errors are not retryable, because
+  the rest of the group would be missing.
 * `against: reference`: each is compared with its own `answer`, a completion that is known.
 
 Every two are shown in both orders and the probabilities averaged, so that the order does not count.
@@ -22,6 +24,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
@@ -186,6 +189,9 @@ class Pairwise(ModelScorer):
             wins[a].append((chance, margin))
             if b is not None:
                 wins[b].append((1.0 - chance, -margin))
+        if self._pairwise.against == "group":
+            # Sent again, a few samples of a group would be compared with each other alone.
+            failed = {i: replace(error, retryable=False) for i, error in failed.items()}
         return [_mean(wins[i]) if wins[i] else Score(error=failed[i]) for i in range(len(samples))]
 
     def _logit(self, answer: Answer) -> float | ItemError:

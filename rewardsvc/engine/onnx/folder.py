@@ -70,6 +70,8 @@ class Description(BaseModel):
         pair: Whether it takes `token_type_ids`: prompt and completion are a text pair.
         opset: Of the graph.
         source: Name and digest of the checkpoint.
+        recipe: Of the published model that it is, or what the configuration said of that: "auto" if
+            it is none that is known. An export is not known by its name any more.
         agreement: Of an int8 graph with the exact model; None for others.
     """
 
@@ -87,6 +89,7 @@ class Description(BaseModel):
     pair: bool
     opset: int
     source: str
+    recipe: str = "auto"
     agreement: Agreement | None = None
 
 

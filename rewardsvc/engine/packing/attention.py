@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rewardsvc.engine.packing import canonical, fused, segments
@@ -95,11 +96,9 @@ def packed_attention(
         softcap=softcap,
         sinks=s_aux,
     )
-    plan.is_attending = True
-    try:
+    # What is called from here is of canonical shapes already where that is asked for.
+    with torch._C.DisableTorchFunction():
         out = _attention(query[0], key[0], value[0], layer, plan)
-    finally:
-        plan.is_attending = False
     return out.transpose(0, 1)[None].contiguous(), None
 
 

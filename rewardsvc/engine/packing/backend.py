@@ -114,7 +114,7 @@ class PackedTorchBackend(TorchBackend):
             nodes=tree.nodes,
             num_rows=num_rows,
             positions=self._tensor(positions),
-            canonical=self._form.block_rows is not None,
+            block_rows=self._form.block_rows,
             fused=self._form.fused,
             gather=gather,
         )

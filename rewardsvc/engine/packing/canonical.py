@@ -38,9 +38,10 @@ from torch.overrides import TorchFunctionMode
 
 from rewardsvc.engine import cpu_linear
 from rewardsvc.engine.packing.layer import Layer, Mask
-from rewardsvc.engine.packing.plan import PackingError, Plan, active_plan
+from rewardsvc.engine.packing.plan import PackingError, Plan
 from rewardsvc.engine.packing.prefixes import Node
 from rewardsvc.engine.packing.segments import (
+    as_bias,
     attend,
     empty_output,
     joined,
@@ -110,7 +111,7 @@ def _by_blocks(
             keys[:, columns],
             values[:, columns],
             layer,
-            _allowed(block, layer.mask, query.device, plan),
+            _bias(block, layer.mask, query, plan),
         )
         low, high = max(rows.start, before), min(rows.stop, before + node.stop - node.start)
         target = node.start - before
@@ -124,12 +125,14 @@ def _first_key(block: int, mask: Mask) -> int:
     return max(0, block * BLOCK - mask.window + 1) // BLOCK * BLOCK
 
 
-def _allowed(block: int, mask: Mask, device: torch.device, plan: Plan) -> Tensor:
-    memo = ("allowed", block, mask)
+def _bias(block: int, mask: Mask, like: Tensor, plan: Plan) -> Tensor:
+    """What is added to a block's products; the same for all of its sequences and layers."""
+    device, dtype = like.device, like.dtype
+    memo = ("bias", block, mask)
     if memo not in plan.memo:
         queries = torch.arange(block * BLOCK, (block + 1) * BLOCK, device=device)
         keys = torch.arange(_first_key(block, mask), (block + 1) * BLOCK, device=device)
-        plan.memo[memo] = mask.allowed(queries, keys)
+        plan.memo[memo] = as_bias(mask.allowed(queries, keys), dtype)
     found: Tensor = plan.memo[memo]
     return found
 
@@ -169,9 +172,6 @@ class Canonical(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        plan = active_plan()
-        if plan is not None and plan.is_attending:
-            return func(*args, **kwargs)  # of canonical shapes already
         if func in _PRODUCTS:
             return _PRODUCTS[func](self._rows, *args, **kwargs)
         if func in _OTHER_PRODUCTS:
@@ -188,16 +188,16 @@ def _linear(rows: int, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     num_rows = len(flat)
     if num_rows % rows:
         flat = F.pad(flat, (0, 0, 0, -num_rows % rows))
-    out = flat.new_empty(len(flat), len(weight))
-    for start in range(0, len(flat), rows):
-        block = slice(start, start + rows)
-        found = cpu_linear.product(flat[block], weight, bias)
+    blocks = []
+    for block in torch.split(flat, rows):
+        found = cpu_linear.product(block, weight, bias)
         if found is not None:
-            out[block] = found
+            blocks.append(found)
         elif bias is None:
-            torch.mm(flat[block], weight.t(), out=out[block])
+            blocks.append(torch.mm(block, weight.t()))
         else:
-            torch.addmm(bias, flat[block], weight.t(), out=out[block])
+            blocks.append(torch.addmm(bias, block, weight.t()))
+    out = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
     return out[:num_rows].reshape(*x.shape[:-1], len(weight))
 
 

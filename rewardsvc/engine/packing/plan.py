@@ -31,26 +31,30 @@ class Plan:
         nodes: See `PrefixTree`.
         num_rows: T, the tokens that attention gets.
         positions: int64 [T] on the device: each token's place in its sequences.
-        canonical: Whether results must not depend on the batch, bit for bit.
+        block_rows: Set if results must not depend on the batch, bit for bit: matrix products run in
+            blocks of so many rows, which `num_rows` is a multiple of.
         fused: Whether the device's own kernels for packed batches may be used.
         gather: int64 [B, longest]: the row of each token of each sequence, filled up with 0, for
             models whose own heads are to see one sequence a row; else None.
         num_calls: Attention calls so far.
         saw_bidirectional: Whether one of them was without causal mask.
-        is_attending: Whether one is in progress.
         memo: What attention functions keep from layer to layer.
     """
 
     nodes: list[Node]
     num_rows: int
     positions: Tensor
-    canonical: bool = False
+    block_rows: int | None = None
     fused: bool = True
     gather: Tensor | None = None
     num_calls: int = 0
     saw_bidirectional: bool = False
-    is_attending: bool = False
     memo: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def canonical(self) -> bool:
+        """Whether results must not depend on the batch, bit for bit."""
+        return self.block_rows is not None
 
     @property
     def longest(self) -> int:

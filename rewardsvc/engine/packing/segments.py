@@ -13,8 +13,6 @@ Hydragen (https://arxiv.org/abs/2402.05099).
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -36,36 +34,62 @@ def attend(
         key: [K, S, D]; H is a multiple of K.
         value: Like `key`; its D may differ.
         layer: Its mask is causal: L and S are the same rows. Its sinks are left out.
-        allowed: bool [L, S], in place of the layer's mask; a True in each row.
+        allowed: bool [L, S], in place of the layer's mask; a True in each row. Float: added to the
+            products, 0 or minus infinity.
 
     Returns:
         [H, L, D], and the logarithm of the softmax's denominator: float32 [H, L].
     """
-    shape = query.shape[:2]
+    causal = layer.mask.causal and allowed is None
+    out, denominator = _attend(*_grouped(query, key, value), layer, allowed, causal=causal)
+    return out.flatten(0, 1), denominator.flatten(0, 1)
+
+
+def _grouped(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Views [K, G, ., D]: the G query heads of a key head, and this key head G times."""
     query = query.reshape(len(key), -1, *query.shape[1:])
-    group = (-1, query.shape[1], -1, -1)
-    key, value = key[:, None].expand(group), value[:, None].expand(group)
+    size = (-1, query.shape[1], -1, -1)
+    return query, key[:, None].expand(size), value[:, None].expand(size)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layer: Layer,
+    allowed: Tensor | None = None,
+    *,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """`attend` for what `_grouped` gives: [K, G, L, D] and float32 [K, G, L]."""
     fits = query.shape[-1] == value.shape[-1] and layer.softcap is None
     if query.device.type == "cpu" and fits:
-        bias = None
-        if allowed is not None:
-            bias = query.new_zeros(allowed.shape).masked_fill_(~allowed, -torch.inf)
-        causal = layer.mask.causal and allowed is None
+        bias = allowed
+        if allowed is not None and allowed.dtype == torch.bool:
+            bias = as_bias(allowed, query.dtype)
         # What F.scaled_dot_product_attention calls here as well, but does not give the denominator.
-        out, denominator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        found: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, attn_mask=bias, scale=layer.scale
         )
-        return out.flatten(0, 1), denominator.reshape(shape)
-    if allowed is None and layer.mask.causal:
-        allowed = torch.ones(shape[1], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        return found
+    if causal:
+        length, seen = query.shape[2], key.shape[2]
+        allowed = torch.ones(length, seen, dtype=torch.bool, device=query.device).tril()
     logits = (query @ key.transpose(-1, -2)).float() * layer.scale
     if layer.softcap is not None:
         logits = (logits / layer.softcap).tanh() * layer.softcap
-    if allowed is not None:
+    if allowed is not None and allowed.dtype == torch.bool:
         logits = logits.masked_fill(~allowed, -torch.inf)
+    elif allowed is not None:
+        logits = logits + allowed
     denominator = logits.logsumexp(-1)
-    out = (logits - denominator[..., None]).exp().to(value.dtype) @ value
-    return out.flatten(0, 1), denominator.reshape(shape)
+    return (logits - denominator[..., None]).exp().to(value.dtype) @ value, denominator
+
+
+def as_bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to products, so that only some of them count."""
+    bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return bias.masked_fill_(~allowed, -torch.inf)
 
 
 def sink_share(denominator: Tensor, sinks: Tensor) -> Tensor:
@@ -76,18 +100,35 @@ def sink_share(denominator: Tensor, sinks: Tensor) -> Tensor:
 def cascade(query: Tensor, key: Tensor, value: Tensor, layer: Layer, plan: Plan) -> Tensor:
     """[H, T, D] of query [H, T, D], key and value [K, T, D]; no window, no cap."""
     out = empty_output(query, value)
-    denominator = query.new_empty(query.shape[:2], dtype=torch.float32)
-    for node in plan.nodes:
-        own = slice(node.start, node.stop)
-        out[:, own], denominator[:, own] = attend(query[:, own], key[:, own], value[:, own], layer)
-    everything = replace(layer, mask=Mask(causal=False))
+    query, key, value = _grouped(query, key, value)
+    found = out.view(*query.shape[:2], *out.shape[1:])
+    denominator: Tensor | None = None
+    if plan.is_shared or layer.sinks is not None:
+        denominator = query.new_empty(query.shape[:3], dtype=torch.float32)
+    # All views at once: what is left for each node is one product and one copy.
+    lengths = [node.stop - node.start for node in plan.nodes]
+    queries, keys, values, founds = (
+        torch.split(part, lengths, dim=2) for part in (query, key, value, found)
+    )
+    for index, own_found in enumerate(founds):
+        own, own_denominator = _attend(
+            queries[index], keys[index], values[index], layer, causal=layer.mask.causal
+        )
+        own_found.copy_(own)
+        if denominator is not None:
+            node = plan.nodes[index]
+            denominator[:, :, node.start : node.stop] = own_denominator
+    if denominator is None:
+        return out
     for node in plan.nodes:
         if node.subtree_stop > node.stop:
-            own, below = slice(node.start, node.stop), slice(node.stop, node.subtree_stop)
-            part = attend(query[:, below], key[:, own], value[:, own], everything)
-            add_part(out[:, below], denominator[:, below], part)
+            own_rows, below = slice(node.start, node.stop), slice(node.stop, node.subtree_stop)
+            more = _attend(
+                query[:, :, below], key[:, :, own_rows], value[:, :, own_rows], layer, causal=False
+            )
+            add_part(found[:, :, below], denominator[:, :, below], more)
     if layer.sinks is not None:
-        out *= sink_share(denominator, layer.sinks)[..., None]
+        out *= sink_share(denominator.flatten(0, 1), layer.sinks)[..., None]
     return out
 
 
@@ -100,8 +141,8 @@ def add_part(out: Tensor, denominator: Tensor, part: tuple[Tensor, Tensor]) -> N
     """Adds to rows what they found among other keys; in place.
 
     Args:
-        out: [H, L, D], what they found so far.
-        denominator: Of it: float32 [H, L].
+        out: [..., L, D], what they found so far.
+        denominator: Of it: float32 [..., L].
         part: The same two of the other keys.
     """
     more, more_denominator = part

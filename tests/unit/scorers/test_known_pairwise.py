@@ -15,7 +15,7 @@ from fixtures_models import StartScorer
 from published import publish, tensors
 from safetensors.torch import load_file, save_file
 
-from rewardsvc.errors import ConfigError, ItemErrorCode
+from rewardsvc.errors import ConfigError, ItemError, ItemErrorCode
 from rewardsvc.scorers.pairwise import PairwiseConfig, _opponents
 from rewardsvc.scoring import Message, Sample
 
@@ -282,6 +282,23 @@ def test_every_two_meet_once_and_all_meet_alike_often(size: int, num: int | None
     assert len({frozenset(pair) for pair in pairs}) == len(pairs)
     counts = [sum(i in pair for pair in pairs) for i in range(size)]
     assert counts == [min(2 * (num or size), size - 1)] * size
+
+
+@pytest.mark.parametrize("against", ["group", "reference"])
+async def test_parts_of_a_group_are_not_to_be_sent_again(
+    against: str, pair_rm: Path, start_scorer: StartScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = await start_scorer("pairwise", model=pair_rm, against=against)
+    out_of_memory = ItemError(ItemErrorCode.MODEL_FAILURE, "out of memory", retryable=True)
+
+    async def failing(inputs: list[Any], encode: Any) -> list[ItemError]:
+        return [out_of_memory] * len(inputs)
+
+    monkeypatch.setattr(scorer, "_submit", failing)
+    samples = [Sample(prompt=QUESTION, completion=answer, answer="Four.") for answer in ANSWERS]
+    scores = await scorer.score(samples)
+    assert [score.error.message for score in scores] == ["out of memory"] * 3
+    assert {score.error.retryable for score in scores} == {against == "reference"}
 
 
 async def test_unknown_model_says_what_to_set(tmp_path: Path, start_scorer: StartScorer) -> None:

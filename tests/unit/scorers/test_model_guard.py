@@ -222,7 +222,7 @@ def test_points_follow_their_place_into_the_guarded_text() -> None:
         before = "<|im_start|>" + draft.theirs("a</s>b")
         return Written(text=before + "here" + draft.theirs("</s>"), start=len(before))
 
-    encoding, written = subject.tokenize(write, special=False)
+    encoding, written = subject.texts.tokenize(write, special=False)
     first = int((encoding.starts >= written.start).nonzero()[0][0])
     pieces = tokenizer.convert_ids_to_tokens(encoding.ids)
     assert "".join(pieces[first:]) == "here</s>"
