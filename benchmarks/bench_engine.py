@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from timing import Stats, interleave, parser, row, write_rows
 
+from rewardsvc.engine.cpu_feedforward import speed_up_feed_forward
+from rewardsvc.engine.cpu_linear import speed_up
 from rewardsvc.engine.packing.backend import PackedForm, PackedTorchBackend
 from rewardsvc.engine.packing.choice import Wishes, choose_backend
 from rewardsvc.engine.settings import BATCH_TOKENS
@@ -98,6 +100,10 @@ def _backends(make_config: Callable[[], Any], dtype: torch.dtype) -> dict[str, T
         torch.manual_seed(0)
         model = transformers.AutoModelForSequenceClassification.from_config(make_config())
         model = model.eval().requires_grad_(False).to(dtype)
+        speed_up(model)
+        speed_up_feed_forward(
+            model
+        )  # all ways multiply alike: what is compared is how batches are made
         if hasattr(model, "score"):
             return model, HiddenStates(model.base_model, ModuleHead(model.score))
         return model, OwnForward(model)

@@ -2,7 +2,7 @@
 
 64 clients, each with a name of its own, in a process of their own. A few are greedy (large calls,
 one after another, without a pause), the others send a few samples at a time. Together they offer
-several times what the model can compute. Calls are cancelled at random, have deadlines of all
+five times what the model can compute. Calls are cancelled at random, have deadlines of all
 lengths, and hold poison: samples that make the model give NaN, and samples that are too long. All
 the while the model is reloaded, its weights alternating between two checkpoints.
 
@@ -20,13 +20,11 @@ import json
 import math
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,19 @@ import grpc
 import psutil
 import torch
 import transformers
+from overload_report import (
+    DEADLINE_SLACK_S,
+    LONG_RUN_S,
+    MAX_LENGTH,
+    NUM_GREEDY,
+    POISON_LONG,
+    POISON_NAN,
+    Known,
+    Load,
+    Tally,
+    mistakes,
+    report_of,
+)
 from timing import surroundings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -42,66 +53,21 @@ import tiny_models
 from rewardsvc.v1 import admin_pb2, admin_pb2_grpc, reward_pb2_grpc
 from rewardsvc.v1 import reward_pb2 as pb
 
-NUM_CLIENTS, NUM_GREEDY, GREEDY_CALLS = 64, 4, 8
-"""Clients; how many of them are greedy; and how many calls each of these has in flight."""
+NUM_CLIENTS, GREEDY_CALLS = 64, 8
+"""Clients; and how many calls each of the greedy ones has in flight."""
 
 NUM_TEXTS, FEW_TEXTS = 6000, 600
 """Samples to choose from: the more, the fewer are in flight twice. Few for a short run."""
 
-LONG_RUN_S = 60.0
-"""From here on the run is long enough to judge memory by."""
-MAX_LENGTH = 128
-TOLERANCE = 1e-4
-"""Scores are a few units; padding and packing change them by less than 1e-5."""
+TIMES_CAPACITY = 5.0
 
-POISON_NAN, POISON_LONG = "z", "a" * 4 * MAX_LENGTH
-POISON_CODES = {
-    POISON_NAN: pb.ITEM_ERROR_CODE_NON_FINITE,
-    POISON_LONG: pb.ITEM_ERROR_CODE_TOO_LONG,
-}
 CLEAR = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
 }
-RSS_GROWTH = 1.15
-"""The median memory of the last third over that of the middle third may be this at most. The first
-third is left out: allocators fill their arenas and the first reloads load second copies."""
-
-DEADLINE_SLACK_S = 1.0
-"""How late an answer may arrive: the client itself is one Python process with all the calls."""
-
 REFERENCE_ROWS = 100
 START_TIMEOUT_S = 120.0
-
-
-@dataclass(slots=True)
-class Tally:
-    """What became of one client's calls.
-
-    Attributes:
-        answered: Calls with an OK reply.
-        samples: Samples in them.
-        statuses: Other calls, by status.
-        wrong: What was wrong with answers; should stay empty.
-        shares: Latency over deadline of each answered call.
-        late: Answered calls that came after their deadline and the slack.
-    """
-
-    answered: int = 0
-    samples: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
-    late: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is true: texts, and their scores under each version."""
-
-    texts: list[str]
-    scores: dict[str, dict[str, float]]
 
 
 def main() -> None:
@@ -109,21 +75,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--json", type=Path, help="also write the report to this file")
+    parser.add_argument(
+        "--times",
+        type=float,
+        default=TIMES_CAPACITY,
+        help="samples that are offered, as a multiple of the capacity; 0: as many as clients can",
+    )
     parser.add_argument("--replicas", type=int, default=0, help="worker processes; 0: none")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = asyncio.run(_run(Path(folder), arguments.seconds, arguments.replicas))
+        report = asyncio.run(_run(Path(folder), arguments))
     print(json.dumps(report, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps({**surroundings(), **report}, indent=2) + "\n")
     sys.exit(1 if report["failures"] else 0)
 
 
-async def _run(folder: Path, seconds: float, replicas: int) -> dict[str, Any]:
+async def _run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     random.seed(0)
+    seconds: float = arguments.seconds
     texts = _texts(NUM_TEXTS if seconds >= LONG_RUN_S else FEW_TEXTS)
     scores = [_checkpoint(folder / name, seed, texts) for seed, name in enumerate("ab")]
-    server = _start_server(folder, replicas)
+    server = _start_server(folder, arguments.replicas)
     try:
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{server.port}")
         async with channel:
@@ -138,7 +111,8 @@ async def _run(folder: Path, seconds: float, replicas: int) -> dict[str, Any]:
                 versions.append(reply.scorer.version)
             known = Known(texts, {versions[1]: scores[0], versions[0]: scores[1]})
             capacity = await _capacity(rewards, known)
-            return await _overload(folder, server, rewards, admin, known, seconds, capacity)
+            load = Load(seconds=seconds, capacity=capacity, times=arguments.times)
+            return await _overload(folder, server, rewards, admin, known, load)
     finally:
         server.stop()
 
@@ -269,9 +243,9 @@ async def _overload(
     rewards: Any,
     admin: Any,
     known: Known,
-    seconds: float,
-    capacity: float,
+    load: Load,
 ) -> dict[str, Any]:
+    seconds = load.seconds
     tallies = {f"client-{i}": Tally() for i in range(NUM_CLIENTS)}
     ends_at = time.monotonic() + seconds
     rss: list[float] = []
@@ -284,6 +258,9 @@ async def _overload(
         for at in range(size):
             if rng.random() < 0.02:
                 texts[at] = rng.choice([POISON_NAN, POISON_LONG])
+        await load.turn(size)
+        if time.monotonic() >= ends_at:
+            return
         deadline_s = rng.choice([0.05, 0.5, 2.0, 5.0, 10.0])
         offered[client] += size
         began = time.monotonic()
@@ -317,7 +294,7 @@ async def _overload(
         tally.samples += size
         tally.shares.append(took_s / deadline_s)
         tally.late += took_s > deadline_s + DEADLINE_SLACK_S
-        tally.wrong += _mistakes(reply.batch, texts, known)
+        tally.wrong += mistakes(reply.batch, texts, known)
 
     async def client(name: str, number: int) -> None:
         rng = random.Random(number)
@@ -347,87 +324,7 @@ async def _overload(
                 tasks.create_task(client(name, number))
         tasks.create_task(reload())
         tasks.create_task(watch())
-    return _report(tallies, offered, rss, num_reloads, capacity, seconds)
-
-
-def _mistakes(batch: pb.ScoreBatch, texts: list[str], known: Known) -> list[str]:
-    """What is wrong with a reply; mostly nothing."""
-    import numpy as np
-
-    values = np.frombuffer(batch.values, "<f4")
-    if len(values) != len(texts):
-        return [f"{len(values)} values for {len(texts)} samples"]
-    if batch.version not in known.scores:
-        return [f"unknown version {batch.version!r}"]
-    expected = known.scores[batch.version]
-    errors = {d.index: d.error.code for d in batch.details if d.HasField("error")}
-    wrong = []
-    for index, (text, value) in enumerate(zip(texts, values, strict=True)):
-        if text in POISON_CODES:
-            if errors.get(index) != POISON_CODES[text] or not math.isnan(value):
-                wrong.append(f"poison {text[:5]!r} gave {value}, error {errors.get(index)}")
-        elif index in errors:
-            wrong.append(f"{text!r}: error {errors[index]}")
-        elif not abs(value - expected[text]) <= TOLERANCE:
-            wrong.append(f"{text!r}: {value}, not {expected[text]} ({batch.version})")
-    return wrong
-
-
-def _report(
-    tallies: dict[str, Tally],
-    offered: Counter[str],
-    rss: list[float],
-    num_reloads: int,
-    capacity: float,
-    seconds: float,
-) -> dict[str, Any]:
-    statuses = sum((tally.statuses for tally in tallies.values()), Counter[str]())
-    light = [t for name, t in tallies.items() if int(name.partition("-")[2]) >= NUM_GREEDY]
-    greedy = [t for name, t in tallies.items() if int(name.partition("-")[2]) < NUM_GREEDY]
-    shares = sorted(share for tally in tallies.values() for share in tally.shares)
-    third = len(rss) // 3
-    growth = statistics.median(rss[-third:]) / statistics.median(rss[third:-third]) if third else 1
-    wrong = [complaint for tally in tallies.values() for complaint in tally.wrong]
-    starved = [name for name, tally in tallies.items() if not tally.answered]
-    p99 = shares[int(0.99 * len(shares))] if shares else math.nan
-    failures = []
-    if wrong:
-        failures.append(f"{len(wrong)} wrong answers or unclear statuses: {wrong[:5]}")
-    if starved:
-        failures.append(f"starved: {starved}")
-    if not p99 <= 1.0:
-        failures.append(f"p99 of latency over deadline is {p99:.2f}")
-    if any(tally.late for tally in tallies.values()):
-        failures.append("answers came after their deadlines")
-    is_long = seconds >= LONG_RUN_S
-    if is_long and growth > RSS_GROWTH:
-        failures.append(f"memory grew by a factor of {growth:.2f}")
-    if num_reloads < (2 if is_long else 1):
-        failures.append(f"only {num_reloads} reloads")
-    return {
-        "seconds": seconds,
-        "capacity_samples_per_s": round(capacity),
-        "offered_samples_per_s": round(offered.total() / seconds),
-        "offered_over_capacity": round(offered.total() / seconds / capacity, 2),
-        "answered_samples_per_s": round(sum(t.samples for t in tallies.values()) / seconds),
-        "answered_calls": sum(t.answered for t in tallies.values()),
-        "other_statuses": dict(statuses),
-        "wrong": len(wrong),
-        "reloads": num_reloads,
-        "fewest_answers_of_a_client": min(t.answered for t in tallies.values()),
-        "light_calls_answered_share": round(
-            sum(t.answered for t in light)
-            / max(1, sum(t.answered + t.statuses.total() for t in light)),
-            3,
-        ),
-        "samples_of_a_light_client_median": statistics.median(t.samples for t in light),
-        "samples_of_a_greedy_client_median": statistics.median(t.samples for t in greedy),
-        "latency_over_deadline_p50": round(shares[len(shares) // 2], 3) if shares else None,
-        "latency_over_deadline_p99": round(p99, 3),
-        "rss_mib_first_last": [round(rss[0]), round(rss[-1])] if rss else [],
-        "rss_growth": round(growth, 3),
-        "failures": failures,
-    }
+    return report_of(tallies, offered, rss, num_reloads, load)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -50,10 +51,19 @@ REQUESTS: dict[str, Callable[[str], tuple[str, Any]]] = {
 }
 """Peer → path and body of a request."""
 
+
+def _log_odds(reply: Any) -> float:
+    """The second label's logit, the first one's being 0.
+
+    infinity 0.0.78 gives probabilities even with `raw_scores`: its pipeline has applied the softmax
+    before it looks (transformer/classifier/torch.py).
+    """
+    share = {row["label"]: row["score"] for row in reply["data"][0]}
+    return math.log(share["LABEL_1"]) - math.log(share["LABEL_0"])
+
+
 SCORES: dict[str, Callable[[Any], float]] = {
-    "infinity": lambda reply: next(
-        row["score"] for row in reply["data"][0] if row["label"] == "LABEL_1"
-    ),
+    "infinity": _log_odds,
     "unbatched": lambda reply: reply["rewards"][0],
     "litserve": lambda reply: reply["score"],
     "pytriton": lambda reply: reply["outputs"][0]["data"][0],

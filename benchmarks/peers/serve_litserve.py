@@ -38,10 +38,11 @@ def main() -> None:
     """Serves until it is killed."""
     options = argparse.ArgumentParser()
     options.add_argument("--port", type=int, required=True)
-    options.add_argument("--batch", type=int, required=True)
-    options.add_argument("--wait-ms", type=float, required=True)
+    options.add_argument("--batch", type=int, help="without it, LitServe's defaults")
+    options.add_argument("--wait-ms", type=float, default=0.0)
     given = options.parse_args()
-    api = RewardApi(max_batch_size=given.batch, batch_timeout=given.wait_ms / 1000)
+    batching = {"max_batch_size": given.batch, "batch_timeout": given.wait_ms / 1000}
+    api = RewardApi(**(batching if given.batch else {}))
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=120)
     server.run(host="127.0.0.1", port=given.port, log_level="warning", generate_client_file=False)
 

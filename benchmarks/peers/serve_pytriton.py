@@ -19,8 +19,8 @@ def main() -> None:
     """Serves until it is killed."""
     options = argparse.ArgumentParser()
     options.add_argument("--port", type=int, required=True)
-    options.add_argument("--batch", type=int, required=True)
-    options.add_argument("--wait-ms", type=float, required=True)
+    options.add_argument("--batch", type=int, help="without it, PyTriton's defaults")
+    options.add_argument("--wait-ms", type=float, default=0.0)
     given = options.parse_args()
     model = Model()
 
@@ -43,12 +43,16 @@ def main() -> None:
             infer_func=infer,
             inputs=[Tensor(name="text", dtype=bytes, shape=(1,))],
             outputs=[Tensor(name="score", dtype=np.float32, shape=(1,))],
-            config=ModelConfig(
-                max_batch_size=given.batch,
-                batcher=DynamicBatcher(max_queue_delay_microseconds=int(1000 * given.wait_ms)),
-            ),
+            config=_model_config(given.batch, given.wait_ms),
         )
         triton.serve()
+
+
+def _model_config(batch_size: int | None, wait_ms: float) -> ModelConfig:
+    if batch_size is None:
+        return ModelConfig()
+    batcher = DynamicBatcher(max_queue_delay_microseconds=int(1000 * wait_ms))
+    return ModelConfig(max_batch_size=batch_size, batcher=batcher)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,15 @@ class ScoreJob(Job):
         for row, item in zip(rows, items, strict=True):
             self._answers[row] = item
         return [row for row in rows if is_retryable(self._answers[row].error)]
+
+    def _group(self, row: int) -> Hashable:
+        """Completions of one prompt."""
+        sample = self._samples[row]
+        kind = sample.WhichOneof("prompt")
+        if kind is None:
+            return row
+        prompt = getattr(sample, kind)
+        return prompt if kind == "prompt_text" else (kind, prompt.SerializeToString())
 
     def _reject(self, row: int, error: ItemError) -> bool:
         self._answers[row] = ItemScore(id=self._answers[row].id, error=error)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 
 def plan_chunks(
-    sizes: Sequence[int], *, max_items: int, max_bytes: int
+    sizes: Sequence[int],
+    *,
+    max_items: int,
+    max_bytes: int,
+    groups: Sequence[Hashable] | None = None,
 ) -> tuple[list[range], list[int]]:
     """Consecutive runs of items that fit into one message each.
 
@@ -14,6 +18,7 @@ def plan_chunks(
         sizes: Bytes that each item takes in a message.
         max_items: Most items in one chunk; at least 1.
         max_bytes: Most bytes in one chunk.
+        groups: Neighbours that are alike here stay together, unless they fit into no message.
 
     Returns:
         The chunks, as ranges of positions in order, and the positions of items that fit into no
@@ -33,12 +38,24 @@ def plan_chunks(
             too_large.append(position)
             start, used = position + 1, 0
         elif position - start == max_items or used + size > max_bytes:
-            cut(position)
-            start, used = position, size
+            border = position if groups is None else border_before(groups, start, position)
+            used = sum(sizes[border:position]) + size
+            if used > max_bytes:  # the group is larger than a message
+                border, used = position, size
+            cut(border)
+            start = border
         else:
             used += size
     cut(len(sizes))
     return chunks, too_large
+
+
+def border_before(groups: Sequence[Hashable], start: int, stop: int) -> int:
+    """Where the group begins that item `stop` is in; `stop`, if it began at `start` or before."""
+    border = stop
+    while border > start and groups[border - 1] == groups[stop]:
+        border -= 1
+    return stop if border == start else border
 
 
 def size_in_message(num_bytes: int) -> int:

@@ -13,17 +13,22 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from google.protobuf.message import Message
 
 from rewardsvc.errors import ItemError, ItemErrorCode
 from rewardsvc.policy_client.client.addresses import AddressPool
-from rewardsvc.policy_client.client.chunks import plan_chunks, size_in_message
+from rewardsvc.policy_client.client.chunks import (
+    border_before,
+    plan_chunks,
+    size_in_message,
+)
 from rewardsvc.policy_client.client.errors import (
     CallFacts,
     RewardClientError,
@@ -32,6 +37,12 @@ from rewardsvc.policy_client.client.errors import (
     error_of,
 )
 from rewardsvc.policy_client.client.settings import ClientSettings
+
+# One for all calls: seeding a generator costs more than the rest of a small job. Children that are
+# forked must not wait in step.
+_JITTER = random.Random()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_JITTER.seed)
 
 # gRPC ends an RPC at its deadline; this much later the job no longer relies on it.
 _GRACE_S = 1.0
@@ -55,7 +66,7 @@ class JobEnv:
     started_at: float
     timeout_s: float
     priority: int = 0
-    rng: random.Random = field(default_factory=random.Random)
+    rng: random.Random = _JITTER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +195,8 @@ class Job(ABC):
         chunk = attempt.chunk
         if failure.too_large and len(chunk.rows) > 1:
             # This server takes smaller messages than the client was told: halve until they fit.
-            middle = len(chunk.rows) // 2
+            groups = [self._group(row) for row in chunk.rows]
+            middle = border_before(groups, 0, len(chunk.rows) // 2)
             self._add(replace(chunk, rows=chunk.rows[:middle]), now)
             self._add(replace(chunk, rows=chunk.rows[middle:]), now)
             return
@@ -219,6 +231,10 @@ class Job(ABC):
     def _accept(self, rows: Sequence[int], response: Message) -> list[int]:
         """Keeps the answers of `rows`; returns those that may be sent again."""
 
+    def _group(self, row: int) -> Hashable:
+        """Equal for rows that belong together."""
+        return row
+
     def _reject(self, row: int, error: ItemError) -> bool:
         """Keeps an error as the answer of `row`; False if the call has no items."""
         return False
@@ -227,13 +243,22 @@ class Job(ABC):
         heapq.heappush(self._waiting, (start, next(self._sequence), chunk))
 
     def _add_rows(self, rows: Sequence[int], messages: Sequence[Message]) -> None:
-        """Cuts `rows` into chunks; `messages` are those of the rows."""
+        """Cuts `rows` into chunks; `messages` are those of the rows.
+
+        Rows of one group go into one chunk wherever they stand: some scorers compare them.
+        """
         settings = self._env.settings
         room = settings.max_message_bytes - self._request([]).ByteSize()
+        sizes = [size_in_message(message.ByteSize()) for message in messages]
+        groups: list[Hashable] | None = None
+        if len(rows) > settings.max_samples_per_call or sum(sizes) > room:
+            group_of = [self._group(row) for row in rows]
+            first = {group: place for place, group in reversed([*enumerate(group_of)])}
+            order = sorted(range(len(rows)), key=lambda place: first[group_of[place]])
+            rows, messages = [rows[i] for i in order], [messages[i] for i in order]
+            sizes, groups = [sizes[i] for i in order], [group_of[i] for i in order]
         chunks, too_large = plan_chunks(
-            [size_in_message(message.ByteSize()) for message in messages],
-            max_items=settings.max_samples_per_call,
-            max_bytes=room,
+            sizes, max_items=settings.max_samples_per_call, max_bytes=room, groups=groups
         )
         for chunk in chunks:
             self._add(_Chunk(rows=rows[chunk.start : chunk.stop]), self._env.started_at)

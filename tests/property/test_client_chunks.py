@@ -1,6 +1,6 @@
 """Chunks cover every sample once, in order, within their bounds."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +33,25 @@ def test_no_two_neighbours_would_fit_into_one_chunk(
         if left.stop == right.start:
             grown = sum(sizes[i] for i in left) + sizes[right.start]
             assert len(left) == max_items or grown > max_bytes
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.booleans()), max_size=60), st.integers(1, 10))
+def test_a_group_is_divided_only_if_it_fits_into_no_chunk(
+    items: list[tuple[int, bool]], max_items: int
+) -> None:
+    max_bytes = 100
+    sizes = [size for size, _ in items]
+    groups = [*accumulate(int(begins) for _, begins in items)]
+    chunks, too_large = plan_chunks(sizes, max_items=max_items, max_bytes=max_bytes, groups=groups)
+    assert not too_large
+    assert [i for chunk in chunks for i in chunk] == [*range(len(sizes))]
+    assert all(1 <= len(chunk) <= max_items for chunk in chunks)
+    assert all(sum(sizes[i] for i in chunk) <= max_bytes for chunk in chunks)
+    for group in set(groups):
+        members = [i for i, other in enumerate(groups) if other == group]
+        fits = len(members) <= max_items and sum(sizes[i] for i in members) <= max_bytes
+        touched = sum(any(i in chunk for i in members) for chunk in chunks)
+        assert touched == 1 or not fits
 
 
 @given(st.lists(st.text(max_size=300), max_size=8), st.text(max_size=5))

@@ -185,6 +185,37 @@ def test_a_chunk_that_is_too_large_for_the_server_is_halved() -> None:
     assert result.errors[1].code is ItemErrorCode.TOO_LONG
 
 
+def prompts_of(attempt: Attempt) -> list[str]:
+    assert isinstance(attempt.request, pb.ScoreRequest)
+    return [sample.prompt_text for sample in attempt.request.samples]
+
+
+def test_completions_of_one_prompt_travel_together() -> None:
+    # As a loader that shuffles samples sends them; a pairwise scorer compares those of a prompt.
+    prompts = ["p", "q", "r", "q", "p", "r", "q", "p", "r"]
+    items = [ScoreItem(prompt=prompt, completion=str(i)) for i, prompt in enumerate(prompts)]
+    job = ScoreJob(env(max_samples_per_call=7), "s", items)
+    attempts = job.starts(0.0)
+    assert [prompts_of(attempt) for attempt in attempts] == [[*"pppqqq"], [*"rrr"]]
+    for attempt in attempts:
+        job.succeeded(attempt, reply(attempt), 0.0)
+    assert job.result().values.tolist() == [float(i) for i in range(9)]
+
+
+def test_halving_divides_between_prompts() -> None:
+    items = [ScoreItem(prompt=prompt, completion="1") for prompt in "pqqqq"]
+    job = ScoreJob(env(), "s", items)
+    (attempt,) = job.starts(0.0)
+    job.failed(attempt, TOO_LARGE, 0.0)
+    assert [prompts_of(attempt) for attempt in job.starts(0.0)] == [["p"], [*"qqqq"]]
+
+
+def test_a_group_that_is_too_large_for_a_message_is_divided() -> None:
+    items = [ScoreItem(prompt="p", completion=str(i)) for i in range(5)]
+    job = ScoreJob(env(max_samples_per_call=2), "s", items)
+    assert [len(prompts_of(attempt)) for attempt in job.starts(0.0)] == [2, 2, 1]
+
+
 def test_a_sample_over_the_message_limit_is_an_item_error() -> None:
     job = job_of(["1", "x" * 5000, "3"], env(max_message_bytes=4096))
     attempts = job.starts(0.0)
