@@ -143,7 +143,9 @@ async def test_worker_that_would_come_back_with_other_weights_stays_out_until_re
             os.kill(worker.pid, signal.SIGKILL)
         await until(lambda: not victim.is_up and not other.is_up)
         assert not await is_healthy()
-        request = pb.ScoreRequest(scorer="orm", samples=[pb.Sample(prompt_text="a", completion_text="b")])
+        request = pb.ScoreRequest(
+            scorer="orm", samples=[pb.Sample(prompt_text="a", completion_text="b")]
+        )
         with pytest.raises(grpc.aio.AioRpcError, match="0 of 2 workers serve") as refused:
             await server.reward.Score(request, timeout=30)
         assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
