@@ -20,14 +20,17 @@ scorers, so they nest freely. A new one is a config model and a class in one fil
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-from rewardsvc.errors import ItemErrorCode, ItemFailure
+from rewardsvc.errors import ItemErrorCode, ItemFailure, ServiceError
 from rewardsvc.scoring.build import BuildEnv
 from rewardsvc.scoring.config import ScorerConfigBase
 from rewardsvc.scoring.types import Sample, Score
+
+log = logging.getLogger(__name__)
 
 
 class Scorer(ABC):
@@ -89,13 +92,25 @@ class Scorer(ABC):
 
 
 def score_each(samples: Sequence[Sample], score_one: Callable[[Sample], Score]) -> list[Score]:
-    """Applies `score_one` to each sample; an `ItemFailure` becomes that sample's error."""
+    """Applies `score_one` to each sample; what it raises becomes that sample's error.
+
+    An `ItemFailure` says itself what is wrong. Any other exception is a bug of the scorer: the log
+    has its traceback.
+
+    Raises:
+        ServiceError: If `score_one` does: it is about the call.
+    """
     scores = []
     for sample in samples:
         try:
             scores.append(score_one(sample))
         except ItemFailure as failure:
             scores.append(Score(error=failure.error))
+        except ServiceError:
+            raise
+        except Exception as error:
+            log.exception("a scorer failed on a sample")
+            scores.append(scorer_exception("the scorer", error))
     return scores
 
 
