@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -172,14 +173,20 @@ class Worker:
 
     def stop(self) -> None:
         """Ends it at once; whoever waits for its answer finds that it ended, and calls `kill`."""
-        self._process.kill()
+        self._end_group()
 
     def kill(self) -> None:
         """Ends it at once and frees its pipes."""
-        self._process.kill()
+        self._end_group()
         with suppress(subprocess.TimeoutExpired):  # stuck in the kernel; the parent need not be
             self._process.wait(_REAP_SECONDS)
         self._close_pipes()
+
+    def _end_group(self) -> None:
+        """Kills the worker and the child that serves, whose end of the pipe stays open else."""
+        if self._process.poll() is None:  # or its id may be another's by now
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def abandon(self) -> None:
         """In a child of fork(): lets go of a process that is the parent's."""

@@ -59,10 +59,11 @@ def main() -> None:
         return
     _send(replies, {"ready": True})
     gc.freeze()  # or each child's first collection would copy all that it shares with us
+    own_pid = os.getpid()
     while True:
         child = os.fork()
         if not child:
-            _serve_as_child(judge, replies, memory_bytes, cpu_seconds)
+            _serve_as_child(own_pid, judge, replies, memory_bytes, cpu_seconds)
         _, status = os.waitpid(child, 0)
         exit_code = os.waitstatus_to_exitcode(status)
         if exit_code == 0:
@@ -71,10 +72,9 @@ def main() -> None:
 
 
 def _serve_as_child(
-    judge: _Judge, replies: BinaryIO, memory_bytes: int, cpu_seconds: float
+    parent: int, judge: _Judge, replies: BinaryIO, memory_bytes: int, cpu_seconds: float
 ) -> NoReturn:
     """Serves requests until stdin ends or a limit is reached, and ends this process."""
-    parent = os.getppid()
     try:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == parent:  # or it died before it could take us along
