@@ -7,8 +7,7 @@ export TQDM_DISABLE = 1
 TASK   ?= countdown
 SEED   ?= 0
 ALGO   ?= rloo
-# Tests wait for processes more than they compute: one more than there are cores on a small machine.
-JOBS   ?= 3
+JOBS   ?= 2
 ROUNDS ?= 20
 
 .DEFAULT_GOAL := help
@@ -33,7 +32,7 @@ demo: $(VENV)/.installed  ## Train a small policy against the service; TASK=coun
 demo-rm: $(VENV)/.installed  ## The learned-reward path: preferences, reward model, service; ALGO=rloo|ppo
 	$(PY) examples/demo/learned_reward.py --algorithm $(ALGO) --seed $(SEED)
 
-test: $(VENV)/.installed  ## Run all tests, JOBS=3 side by side
+test: $(VENV)/.installed  ## Run all tests, JOBS=2 side by side
 	$(VENV)/bin/pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 fuzz: $(VENV)/.installed  ## Ask the property tests new examples, ROUNDS=20 times

@@ -317,6 +317,7 @@ def test_an_interrupt_cancels_the_rpcs_in_flight(address: str, script: Script) -
 
         def interrupt() -> None:
             _until(lambda: script.num_active == 3)
+            time.sleep(0.5)  # the caller is done with starting them, and waits
             interrupted.set()
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
