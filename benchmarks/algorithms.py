@@ -13,7 +13,6 @@ script can be stopped and started again. Rewards are exact match, in process.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -23,8 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timing
-from learning import panels, read_rows, thinned
+from learning import Study, panels, thinned
 
 from rewardsvc.policy_client.algorithms.presets import PRESETS
 from rewardsvc.policy_client.train.data.characters import character_tokenizer
@@ -35,7 +33,6 @@ from rewardsvc.policy_client.train.sft import SftConfig, run_sft
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "algorithms-cpu.json"
 FIGURE = HERE.parent / "docs" / "images" / "algorithms.svg"
-SEEDS = (0, 1, 2)
 NUM_DIGITS = 5
 SEPARATOR = " "
 MAX_NEW_TOKENS = 2 * NUM_DIGITS
@@ -230,47 +227,17 @@ def figure(rows: Sequence[dict[str, Any]]) -> str:
     return panels(shown, steps=dict.fromkeys(shown, NUM_STEPS))
 
 
-def main() -> None:
-    """Runs what is missing, or shows what is there."""
-    arguments = _parse()
-    rows = read_rows(arguments.json)
-    done = {(row["algorithm"], row["seed"]) for row in rows}
-    if not arguments.show:
-        wanted = [
-            (algorithm, seed)
-            for seed in (SEEDS[:1] if arguments.quick else SEEDS)
-            for algorithm in arguments.only or PRESETS
-            if (algorithm, seed) not in done
-        ]
-        for algorithm, seed in wanted[: arguments.max_rows]:
-            row = run_row(algorithm, seed, arguments.folder, quick=arguments.quick)
-            rows.append(row)
-            timing.write_rows(arguments.json, rows)
-            print(f"{algorithm} {seed}: {row['sampled_before']:.3f} -> {row['sampled_after']:.3f}")
-    print(table(rows))
-    worse = [
-        f"{row['algorithm']} (seed {row['seed']})"
-        for row in rows
-        if row["sampled_after"] <= row["sampled_before"]
-    ]
-    print(f"\n{len(rows)} rows; not above where they began: {', '.join(worse) or 'none'}")
-    if arguments.figure is not None:
-        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-        arguments.figure.write_text(figure(rows))
-
-
-def _parse() -> argparse.Namespace:
-    parser = timing.parser(__doc__.splitlines()[0])
-    parser.set_defaults(json=RESULTS)
-    parser.add_argument("--only", nargs="*", choices=sorted(PRESETS), help="these algorithms")
-    parser.add_argument("--max-rows", type=int, help="stop after so many new rows")
-    parser.add_argument("--show", action="store_true", help="train nothing")
-    parser.add_argument("--figure", type=Path, help=f"write the curves, such as {FIGURE.name}")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs") / "algorithms", help="for runs and policies"
-    )
-    return parser.parse_args()
-
+STUDY = Study(
+    kind="algorithm",
+    names=tuple(PRESETS),
+    scores=("sampled_before", "sampled_after"),
+    run_row=run_row,
+    table=table,
+    figure=figure,
+    results=RESULTS,
+    picture=FIGURE,
+    folder=Path("runs") / "algorithms",
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main(__doc__.splitlines()[0])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import timing
+
+SEEDS = (0, 1, 2)
 PANEL_WIDTH, PANEL_HEIGHT, PANELS_ACROSS = 190, 120, 4
 NUM_LINE_STYLES = 3
 
@@ -62,3 +66,68 @@ def panels(
             ]
             parts.append(f'<path class="s{seed % NUM_LINE_STYLES}" d="M{"L".join(points)}"/>')
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A table of training runs, a row for each name and seed, and how it is made.
+
+    Attributes:
+        kind: The column that names a row: what is compared.
+        names: Its values, in order.
+        scores: The columns of what a row scored before training and after.
+        run_row: Trains one: `run_row(name, seed, folder, quick=…)`.
+        table: The rows as text.
+        figure: Their curves as SVG.
+        results: Where the rows are kept.
+        picture: What the curves may be called.
+        folder: For runs and policies.
+    """
+
+    kind: str
+    names: Sequence[str]
+    scores: tuple[str, str]
+    run_row: Callable[..., dict[str, Any]]
+    table: Callable[[Sequence[dict[str, Any]]], str]
+    figure: Callable[[Sequence[dict[str, Any]]], str]
+    results: Path
+    picture: Path
+    folder: Path
+
+    def main(self, description: str) -> None:
+        """Reads the command line; runs what is missing, or shows what is there."""
+        parser = timing.parser(description)
+        parser.set_defaults(json=self.results)
+        parser.add_argument("--only", nargs="*", choices=sorted(self.names), help="these rows")
+        parser.add_argument("--max-rows", type=int, help="stop after so many new rows")
+        parser.add_argument("--show", action="store_true", help="train nothing")
+        parser.add_argument(
+            "--figure", type=Path, help=f"write the curves, such as {self.picture.name}"
+        )
+        parser.add_argument(
+            "--folder", type=Path, default=self.folder, help="for runs and policies"
+        )
+        arguments = parser.parse_args()
+        rows = read_rows(arguments.json)
+        done = {(row[self.kind], row["seed"]) for row in rows}
+        before, after = self.scores
+        if not arguments.show:
+            wanted = [
+                (name, seed)
+                for seed in (SEEDS[:1] if arguments.quick else SEEDS)
+                for name in arguments.only or self.names
+                if (name, seed) not in done
+            ]
+            for name, seed in wanted[: arguments.max_rows]:
+                row = self.run_row(name, seed, arguments.folder, quick=arguments.quick)
+                rows.append(row)
+                timing.write_rows(arguments.json, rows)
+                print(f"{name} {seed}: {row[before]:.3f} -> {row[after]:.3f}", flush=True)
+        print(self.table(rows))
+        worse = [
+            f"{row[self.kind]} (seed {row['seed']})" for row in rows if row[after] <= row[before]
+        ]
+        print(f"\n{len(rows)} rows; not above where they began: {', '.join(worse) or 'none'}")
+        if arguments.figure is not None:
+            arguments.figure.parent.mkdir(parents=True, exist_ok=True)
+            arguments.figure.write_text(self.figure(rows))

@@ -19,7 +19,6 @@ what it has learned to tell apart.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -30,9 +29,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import preference_task as task
-import timing
 import torch
-from learning import panels, read_rows
+from learning import Study, panels
 from safetensors.torch import load_model
 
 from rewardsvc.policy_client.train.data import load_examples
@@ -50,7 +48,6 @@ from rewardsvc.policy_client.train.sft import SftConfig, run_sft
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "preference-cpu.json"
 FIGURE = HERE.parent / "docs" / "images" / "preference.svg"
-SEEDS = (0, 1, 2)
 COLD_START_STEPS = 200
 COLD_START_BATCH = 128
 BATCH = 32
@@ -343,43 +340,17 @@ def figure(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def main() -> None:
-    """Runs what is missing, or shows what is there."""
-    arguments = _parse()
-    rows = read_rows(arguments.json)
-    done = {(row["loss"], row["seed"]) for row in rows}
-    if not arguments.show:
-        wanted = [
-            (name, seed)
-            for seed in (SEEDS[:1] if arguments.quick else SEEDS)
-            for name in arguments.only or VARIANTS
-            if (name, seed) not in done
-        ]
-        for name, seed in wanted[: arguments.max_rows]:
-            row = run_row(name, seed, arguments.folder, quick=arguments.quick)
-            rows.append(row)
-            timing.write_rows(arguments.json, rows)
-            print(f"{name} {seed}: {row['before']:.3f} -> {row['after']:.3f}", flush=True)
-    print(table(rows))
-    worse = [f"{row['loss']} (seed {row['seed']})" for row in rows if row["after"] <= row["before"]]
-    print(f"\n{len(rows)} rows; not above where they began: {', '.join(worse) or 'none'}")
-    if arguments.figure is not None:
-        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-        arguments.figure.write_text(figure(rows))
-
-
-def _parse() -> argparse.Namespace:
-    parser = timing.parser(__doc__.splitlines()[0])
-    parser.set_defaults(json=RESULTS)
-    parser.add_argument("--only", nargs="*", choices=sorted(VARIANTS), help="these losses")
-    parser.add_argument("--max-rows", type=int, help="stop after so many new rows")
-    parser.add_argument("--show", action="store_true", help="train nothing")
-    parser.add_argument("--figure", type=Path, help=f"write the curves, such as {FIGURE.name}")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("runs") / "preference", help="for runs and policies"
-    )
-    return parser.parse_args()
-
+STUDY = Study(
+    kind="loss",
+    names=tuple(VARIANTS),
+    scores=("before", "after"),
+    run_row=run_row,
+    table=table,
+    figure=figure,
+    results=RESULTS,
+    picture=FIGURE,
+    folder=Path("runs") / "preference",
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main(__doc__.splitlines()[0])
