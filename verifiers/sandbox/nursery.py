@@ -9,7 +9,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from rewardsvc.verifiers.sandbox import cgroups, rootfs, watch, wire
 from rewardsvc.verifiers.sandbox.child import JailPlan
@@ -81,7 +81,12 @@ class Nursery:
     """
 
     def __init__(
-        self, plan: JailPlan, rooms: Rooms | None, group: cgroups.Cgroup | None, scratch: str
+        self,
+        plan: JailPlan,
+        rooms: Rooms | None,
+        group: cgroups.Cgroup | None,
+        scratch: str,
+        on_loss: Callable[[], NoReturn],
     ) -> None:
         """Asks for nothing yet.
 
@@ -90,11 +95,14 @@ class Nursery:
             rooms: Makes their mount namespaces, if they have any.
             group: The slot's cgroups, if any.
             scratch: Where working folders are made if there are no mount namespaces.
+            on_loss: Ends the slot; called between any two instructions when a forking process was
+                killed: nobody could reap its children, so whatever they run must end with it.
         """
         self._plans = {"python": plan, "exec": replace(plan, kind="exec", ruleset=-1)}
         self._rooms = rooms
         self._group = group
         self._scratch = scratch
+        self._on_loss = on_loss
         self._nested = Layer.PID_NS in plan.layers
         self._num_folders = 0
         self._waiting: list[Child] = []
@@ -103,10 +111,8 @@ class Nursery:
         signal.signal(signal.SIGCHLD, self._look_after_forkers)
 
     def _look_after_forkers(self, *_: object) -> None:
-        """Ends the slot if one of its forking processes was killed: nobody could reap its children,
-        so whatever they run must end with it."""
         if not all(forker.alive for forker in self._forkers.values()):
-            os._exit(1)
+            self._on_loss()
 
     @property
     def num_waiting(self) -> int:

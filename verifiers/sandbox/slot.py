@@ -30,6 +30,10 @@ class SlotBrokenError(Exception):
     """The slot's processes are gone, or do not answer."""
 
 
+class OrderUnusedError(SlotBrokenError):
+    """The slot broke before any program of the order had begun: another slot may have the order."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotSettings:
     """What a slot is made with.
@@ -143,18 +147,19 @@ class Slot:
         """Sends one order; `receive` waits for what comes of it.
 
         Raises:
-            SlotBrokenError: If the slot is gone; it is closed then.
+            OrderUnusedError: If the slot is gone; it is closed then.
         """
         try:
             wire.send(self._socket, order, fds)
         except OSError as error:
             self.close()
-            raise SlotBrokenError(f"the sandbox is gone: {error}") from error
+            raise OrderUnusedError(f"the sandbox is gone: {error}") from error
 
     def receive(self, timeout_seconds: float) -> tuple[dict[str, Any], list[int]]:
         """The slot's next message and its descriptors, which are the caller's.
 
         Raises:
+            OrderUnusedError: If the slot is gone and has begun nothing; it is closed then.
             SlotBrokenError: If there is none in time, or the slot is gone; it is closed then.
         """
         self._socket.settimeout(timeout_seconds)
@@ -163,6 +168,9 @@ class Slot:
         except TimeoutError as error:
             self.close()
             raise SlotBrokenError(f"no answer within {timeout_seconds:.0f} s") from error
+        except wire.UnreadError as error:
+            self.close()
+            raise OrderUnusedError(f"the sandbox's processes ended: {error}") from error
         except EOFError as error:
             tail = wire.read_memory_file(self._diagnostics)[-_MAX_DIAGNOSTICS_BYTES:]
             self.close()
@@ -174,7 +182,8 @@ class Slot:
             raise
         if "error" in reply:  # its last words: one of its processes was killed, or never started
             self.close()
-            raise SlotBrokenError(f"the sandbox ended: {reply['error']}")
+            kind = OrderUnusedError if reply.items() >= wire.UNUSED.items() else SlotBrokenError
+            raise kind(f"the sandbox ended: {reply['error']}")
         return reply, fds
 
     def close(self) -> None:

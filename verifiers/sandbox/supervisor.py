@@ -23,6 +23,7 @@ from rewardsvc.verifiers.sandbox import (
 from rewardsvc.verifiers.sandbox.child import JailPlan
 from rewardsvc.verifiers.sandbox.collect import collect
 from rewardsvc.verifiers.sandbox.entry import Entry, enter_namespaces
+from rewardsvc.verifiers.sandbox.forker import ForkerGoneError
 from rewardsvc.verifiers.sandbox.layers import Layer
 from rewardsvc.verifiers.sandbox.nursery import Child, ChildFailedError, Measure, Nursery
 from rewardsvc.verifiers.sandbox.rooms import Rooms
@@ -89,11 +90,26 @@ class Supervisor:
         for name in [name for name in sys.modules if name.partition(".")[0] == "rewardsvc"]:
             del sys.modules[name]  # programs have no business with it
         sys.argv[:], sys.orig_argv[:] = [], []  # nor with the paths of the host
-        self._nursery = Nursery(plan, rooms, group, settings["scratch"])
+        self._has_begun = False
+        self._nursery = Nursery(plan, rooms, group, settings["scratch"], self._end_slot)
         self._first = _measure("python", settings["limits"])
 
     def run(self) -> NoReturn:
-        """Serves until the grader hangs up."""
+        """Serves until the grader hangs up or the slot is broken."""
+        try:
+            self._serve()
+        except ForkerGoneError:
+            self._end_slot()
+
+    def _end_slot(self) -> NoReturn:
+        # Whether the slot is idle or has an order in hand: if no program has begun, none was lost.
+        with contextlib.suppress(OSError):
+            if not self._has_begun:
+                error = {"error": "the process that forks was killed"}
+                wire.send(self._control, error | wire.UNUSED)
+        os._exit(1)
+
+    def _serve(self) -> NoReturn:
         self._nursery.give_back(self._nursery.take(self._first))
         self._nursery.prepare(self._first)
         self._nursery.settle(-1)
@@ -109,6 +125,7 @@ class Supervisor:
                 self._answer({"failure": str(error)})
                 continue
             self._answer(self._carry_out(child, order, body, fds))
+            self._has_begun = False
             self._nursery.close(child)
             self._nursery.prepare(measure)
             self._nursery.settle(self._control.fileno())
@@ -138,6 +155,7 @@ class Supervisor:
             self._limit_group(limits["memory_mib"] * _MIB + extra, limits["num_processes"], is_exec)
         start = time.monotonic()
         used_before_ms = cpu_used_ms(made.pid)
+        self._has_begun = True
         try:
             wire.send_body(made.channel, body, fds)
         except OSError:

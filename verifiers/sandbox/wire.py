@@ -19,6 +19,9 @@ from rewardsvc.verifiers.sandbox.types import SandboxError
 Header: TypeAlias = dict[str, Any]
 """A message: JSON, between two processes of ours."""
 
+UNUSED: Header = {"unused": True}
+"""Part of a slot's last words if no program had begun: the order, if there was one, may be given to
+another slot."""
 MAX_HEADER_BYTES = 64 << 10
 MAX_FDS = 16
 _FD_BYTES = 4
@@ -30,6 +33,10 @@ _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 # The module's function makes an encoder a message where blanks are to be left out.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _NOSIGNAL, _CLOEXEC = int(socket.MSG_NOSIGNAL), int(socket.MSG_CMSG_CLOEXEC)
+
+
+class UnreadError(EOFError):
+    """The other side is gone, and has not read all that it was sent."""
 
 
 def send(channel: socket.socket, header: Mapping[str, object], fds: Iterable[int] = ()) -> None:
@@ -55,7 +62,7 @@ def receive(channel: socket.socket) -> tuple[Header, list[int]]:
     """Receives one message; the caller owns the descriptors, which are closed on exec.
 
     Raises:
-        EOFError: If the other side is gone.
+        EOFError: If the other side is gone; `UnreadError` if it has left messages unread.
         TimeoutError: If the channel has a timeout and it passed.
     """
     body, fds = receive_body(channel)
@@ -73,7 +80,7 @@ def receive_body(channel: socket.socket) -> tuple[bytes, list[int]]:
     try:
         body, ancillary, _, _ = channel.recvmsg(MAX_HEADER_BYTES, _FD_SPACE, _CLOEXEC)
     except ConnectionError as error:
-        raise EOFError("the other side is gone") from error
+        raise UnreadError("the other side is gone, with messages unread") from error
     passed: list[int] = []
     for level, kind, data in ancillary:
         if level == _SOL_SOCKET and kind == _SCM_RIGHTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -140,6 +141,26 @@ def test_next_run_works_after_a_kill_between_runs(name: str) -> None:
         os.kill(victim.pid, signal.SIGKILL)
         assert wait_until(lambda: all(not psutil.pid_exists(p) or is_zombie(p) for p in family))
         assert sandbox.run("python", "print(1)").stdout == b"1\n"
+
+
+@pytest.mark.parametrize("name", ["supervisor", "forker"])
+def test_a_run_whose_slot_dies_before_it_has_begun_is_given_to_another_slot(name: str) -> None:
+    with Sandbox(num_slots=1) as sandbox, ThreadPoolExecutor(1) as threads:
+        sandbox.start()
+        keeper = sandbox.pids()[0]
+        supervisor = member(keeper, "supervisor")
+        supervisor.suspend()
+        waiting = threads.submit(sandbox.run, "python", "print(1)")
+        assert wait_until(lambda: not sandbox.pids())
+        time.sleep(0.2)
+        victim = member(keeper, name).pid
+        os.kill(victim, signal.SIGKILL)
+        assert wait_until(lambda: is_zombie(victim))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            supervisor.resume()
+        result = waiting.result(timeout=30)
+        assert result.ok, result
+        assert result.stdout == b"1\n"
 
 
 def is_zombie(pid: int) -> bool:
