@@ -10,6 +10,9 @@ import grpc
 from rewardsvc.policy_client.client.errors import RpcFailure
 from rewardsvc.policy_client.client.settings import ClientSettings, TlsConfig
 
+MAX_BLOCKING_WAIT_S = 0.2
+"""An interrupt that comes just before a thread goes to sleep, or to another thread, does not wake
+it: whoever sleeps without an event loop looks up this often."""
 RETRY_DELAY_KEY = "retry-delay-ms"
 
 # A reply holds a few numbers and words a sample; this is a guard against nonsense, not a budget.

@@ -14,6 +14,7 @@ import grpc
 
 from rewardsvc.policy_client.client.addresses import AddressPool
 from rewardsvc.policy_client.client.channels import (
+    MAX_BLOCKING_WAIT_S,
     call_metadata,
     channel_credentials,
     channel_options,
@@ -54,28 +55,34 @@ class Connections:
         Raises:
             RewardClientError: If the call as a whole failed.
         """
-        ended: queue.SimpleQueue[tuple[Attempt, Any]] = queue.SimpleQueue()
         in_flight: dict[Attempt, Any] = {}
         try:
+            # In here, because CPython 3.11 skips the `finally` of a `try` that begins with a loop,
+            # if an interrupt comes as the loop starts again.
+            ended: queue.SimpleQueue[tuple[Attempt, Any]] = queue.SimpleQueue()
             while True:
                 attempts = job.starts(time.monotonic())
                 if job.is_single and len(attempts) == 1 and not _forked:
                     self._finish(job, attempts[0])
                     continue
+                in_flight |= dict.fromkeys(attempts)  # an interrupt may come before they start
                 for attempt in attempts:
                     in_flight[attempt] = call = self._start(attempt)
                     call.add_done_callback(partial(_report, ended, attempt))
                 if job.done:
                     break
                 try:
-                    attempt, call = ended.get(timeout=job.wait_s(time.monotonic()))
+                    attempt, call = ended.get(
+                        timeout=min(job.wait_s(time.monotonic()), MAX_BLOCKING_WAIT_S)
+                    )
                 except queue.Empty:
                     continue
                 del in_flight[attempt]
                 _settle(job, attempt, call)
         finally:
             for attempt, call in in_flight.items():
-                call.cancel()
+                if call is not None:
+                    call.cancel()
                 job.abandoned(attempt)
 
     def open_stream(self, address: str, requests: Iterator[Any]) -> Any:

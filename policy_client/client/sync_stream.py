@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from rewardsvc.policy_client.client.channels import rpc_failure
+from rewardsvc.policy_client.client.channels import MAX_BLOCKING_WAIT_S, rpc_failure
 from rewardsvc.policy_client.client.stream import (
     Answer,
     Ended,
@@ -55,7 +55,7 @@ def run_stream(
                 assert connection is not None
                 connection.send(message)
             try:
-                event = events.get(timeout=state.wait_s(now))
+                event = events.get(timeout=min(state.wait_s(now), MAX_BLOCKING_WAIT_S))
             except queue.Empty:
                 answers = state.expired(time.monotonic())
             else:

@@ -317,9 +317,11 @@ def test_an_interrupt_cancels_the_rpcs_in_flight(address: str, script: Script) -
 
         def interrupt() -> None:
             _until(lambda: script.num_active == 3)
-            time.sleep(0.5)  # the caller is done with starting them, and waits
+            time.sleep(0.2)  # the caller is done with starting them, and waits
             interrupted.set()
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            # Not the thread that waits, whose sleep this leaves undisturbed. The same happens, by
+            # chance, to a signal that comes just before a thread goes to sleep.
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
 
         threading.Thread(target=interrupt).start()
         with pytest.raises(KeyboardInterrupt):

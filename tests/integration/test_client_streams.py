@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import signal
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -179,3 +182,20 @@ def test_leaving_early_leaves_the_client_usable(address: str) -> None:
         assert next(answers)[1].value == 1.0
         answers.close()  # type: ignore[attr-defined]
         assert client.score("s", ["p"], ["2"]).values.tolist() == [2]
+
+
+def test_an_interrupt_ends_a_stream_that_waits(address: str, script: Script) -> None:
+    def interrupt() -> None:
+        until = time.monotonic() + 20.0
+        while not script.requests and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # not the one that waits
+
+    threading.Thread(target=interrupt).start()
+    before = time.monotonic()
+    with RewardClient(address) as client:
+        with pytest.raises(KeyboardInterrupt):
+            list(client.score_stream("s", [{"completion": "never"}]))
+        assert time.monotonic() - before < 15.0
+        assert [answer.value for _, answer in client.score_stream("s", numbers(1))] == [0.0]
