@@ -6,6 +6,7 @@ what it leaves there, weights and metrics, is the same however many processes th
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -225,6 +226,7 @@ def jobs() -> dict[str, Callable[[Path], None]]:
 
 
 def _work(rank: int, folder: str, wanted: list[str]) -> None:
+    faulthandler.enable()
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from rewardsvc.errors import ConfigError
 from rewardsvc.policy_client.train.config_base import TrainConfigBase
 from rewardsvc.policy_client.train.distributed import ProcessWorld, World
+
+_SETTLE_S = 0.1
 
 
 def join_world(config: TrainConfigBase) -> World:
@@ -83,6 +86,9 @@ def leave_world() -> None:
     """Leaves the process group, if there is one. Exiting without may abort the interpreter."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        # Threads of gloo may live on, since FSDP2's caches keep the group. One that is about to let
+        # go of a tensor needs the interpreter: if that is ending, the process aborts.
+        time.sleep(_SETTLE_S)
 
 
 def _join(timeout_s: float, *, cpu: bool) -> None:
