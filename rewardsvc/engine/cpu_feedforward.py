@@ -14,6 +14,7 @@ computes anything else is left alone.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rewardsvc.engine.cpu_linear import packed_weight
+from rewardsvc.engine.packing.blocks import by_blocks
 from rewardsvc.engine.packing.plan import active_plan
 from rewardsvc.kernels.linear.products import onednn_activated, onednn_gated, onednn_product
 
@@ -58,6 +60,15 @@ class FeedForward:
     gate: nn.Linear | None
     down: nn.Linear | None
     activation: tuple[str, str]
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for layers that run the same kernels on equal shapes."""
+        shapes = (self.up.out_features, self.down and self.down.out_features)
+        biases = [
+            part is not None and part.bias is not None for part in (self.up, self.gate, self.down)
+        ]
+        return ("feed forward", *shapes, *biases, self.gate is None, self.activation)
 
     @property
     def block_rows(self) -> int:
@@ -156,8 +167,13 @@ def _forward(
         plan = active_plan()
         if plan is None or plan.block_rows is None or len(flat) % plan.block_rows:
             return _original(owner, x)
-        rows = plan.block_rows
-    blocks = [layer(block) for block in torch.split(flat, rows)]
+        rows = max(rows // plan.block_rows, 1) * plan.block_rows
+        blocks = [
+            by_blocks(layer, block, plan.block_rows, layer.kind)
+            for block in torch.split(flat, rows)
+        ]
+    else:
+        blocks = [layer(block) for block in torch.split(flat, rows)]
     found = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
     return found.view(*x.shape[:-1], found.shape[-1])
 

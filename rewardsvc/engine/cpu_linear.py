@@ -54,6 +54,11 @@ def packed_weight(layer: nn.Module) -> Tensor | None:
     return found if "forward" in layer.__dict__ else None
 
 
+def is_prepared(weight: Tensor) -> bool:
+    """Whether `speed_up` has prepared this weight."""
+    return hasattr(weight, _PACKED)
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """x @ weight.T + bias through oneDNN; None if this weight was not prepared for it."""
     packed = getattr(weight, _PACKED, None)

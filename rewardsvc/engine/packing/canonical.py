@@ -7,7 +7,7 @@ in it, follow from the sample alone.
 * Matrix products run in blocks of `block_rows` rows, the last one filled up: a row is always
   computed by the same kernel. Where in the block it lies makes no difference to the order in which
   its own products are summed; that is a property of the kernels, not a promise, so it is tried at
-  load.
+  load. On CPUs, many blocks are one call where that has come to the same bits (`blocks`).
 * Attention runs in blocks of `BLOCK` positions, counted from a sequence's first token, over the
   keys of all positions up to the block's end, filled up to whole blocks; whether a token is
   computed for one sequence or for many, its block has the same shape, and it the same place in it.
@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from rewardsvc.engine import cpu_linear
+from rewardsvc.engine.packing.blocks import by_blocks
 from rewardsvc.engine.packing.layer import Layer, Mask
 from rewardsvc.engine.packing.plan import PackingError, Plan
 from rewardsvc.engine.packing.prefixes import Node
@@ -188,16 +189,19 @@ def _linear(rows: int, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     num_rows = len(flat)
     if num_rows % rows:
         flat = F.pad(flat, (0, 0, 0, -num_rows % rows))
-    blocks = []
-    for block in torch.split(flat, rows):
+
+    def product(block: Tensor) -> Tensor:
         found = cpu_linear.product(block, weight, bias)
         if found is not None:
-            blocks.append(found)
-        elif bias is None:
-            blocks.append(torch.mm(block, weight.t()))
-        else:
-            blocks.append(torch.addmm(bias, block, weight.t()))
-    out = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+            return found
+        if bias is None:
+            return torch.mm(block, weight.t())
+        return torch.addmm(bias, block, weight.t())
+
+    is_packed = cpu_linear.is_prepared(weight)
+    out = by_blocks(
+        product, flat, rows, ("linear", len(weight), bias is None, is_packed, weight.stride())
+    )
     return out[:num_rows].reshape(*x.shape[:-1], len(weight))
 
 
