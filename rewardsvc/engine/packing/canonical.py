@@ -198,10 +198,8 @@ def _linear(rows: int, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
             return torch.mm(block, weight.t())
         return torch.addmm(bias, block, weight.t())
 
-    is_packed = cpu_linear.is_prepared(weight)
-    out = by_blocks(
-        product, flat, rows, ("linear", len(weight), bias is None, is_packed, weight.stride())
-    )
+    kernel = (len(weight), weight.stride(), bias is None, cpu_linear.is_prepared(weight))
+    out = by_blocks(product, flat, rows, ("linear", *kernel, weight.data_ptr()))
     return out[:num_rows].reshape(*x.shape[:-1], len(weight))
 
 

@@ -40,11 +40,11 @@ def test_one_call_once_it_is_known_to_come_to_the_same():
     x = torch.arange(24.0).view(12, 2)
     compute = Counted(lambda rows: rows * 3)
     assert torch.equal(ask(compute, x), x * 3)
-    assert compute.calls == [4, 4, 4, 12]
+    assert compute.calls == [12, 4, 4, 4, 12]  # tried with other numbers first
     assert torch.equal(ask(compute, x), x * 3)
     assert compute.calls == [12]
     ask(compute, x[:8])
-    assert compute.calls == [4, 4, 8]  # another number of rows is another question
+    assert compute.calls == [8, 4, 4, 8]  # another number of rows is another question
 
 
 def test_always_blocks_where_the_number_of_rows_shows():
@@ -55,21 +55,33 @@ def test_always_blocks_where_the_number_of_rows_shows():
     assert compute.calls == [4, 4, 4]
 
 
+def test_it_is_tried_with_every_row_whatever_comes_first():
+    compute = Counted(lambda rows: torch.cat([rows[:-1], rows[-1:] * (1 + len(rows) * 2.0**-20)]))
+    ask(compute, torch.zeros(8, 3))  # with these one could not tell
+    x = torch.ones(8, 3)
+    found = ask(compute, x)
+    assert compute.calls == [4, 4]
+    assert torch.equal(found[:4], found[4:])
+
+
 def test_zeros_of_either_sign_differ():
     compute = Counted(lambda rows: rows * (0.0 if len(rows) == ROWS else -0.0))
     for _ in range(2):
         assert not torch.signbit(ask(compute, torch.ones(8, 1))).any()
 
 
-def test_what_is_no_number_decides_nothing():
+def test_what_is_no_number_harms_no_later_rows():
     compute = Counted(lambda rows: rows * 2)
-    broken, whole = torch.full((8, 1), float("nan")), torch.ones(8, 1)
-    ask(compute, broken)
-    assert compute.calls == [4, 4]
-    ask(compute, whole)
-    assert compute.calls == [4, 4, 8]
-    ask(compute, whole)
+    ask(compute, torch.full((8, 1), float("nan")))
+    ask(compute, torch.ones(8, 1))
     assert compute.calls == [8]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(blocks, "MAX_KNOWN", 3)
+    for what in range(10):
+        by_blocks(lambda rows: rows, torch.ones(8, 1), ROWS, what)
+        assert len(blocks._comes_to_the_same) <= 3
 
 
 def test_a_single_block_is_one_call():
@@ -85,6 +97,6 @@ def test_other_numbers_of_threads_are_other_questions():
     try:
         torch.set_num_threads(num_threads + 1)
         ask(compute, torch.ones(8, 1))
-        assert compute.calls == [4, 4, 8]
+        assert compute.calls == [8, 4, 4, 8]
     finally:
         torch.set_num_threads(num_threads)
