@@ -9,4 +9,4 @@ settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile("repeatable")
 
-pytest_plugins = ["fixtures_server", "fixtures_models"]
+pytest_plugins = ["fixtures_server", "fixtures_client", "fixtures_models"]

@@ -70,18 +70,6 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
         client.shut() if isinstance(client, Blocking) else client.close()
 
 
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-def address(script: Script) -> Iterator[str]:
-    server, port = start(script)
-    yield f"127.0.0.1:{port}"
-    server.stop(0).wait()
-
-
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

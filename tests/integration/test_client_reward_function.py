@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fake_reward_service import Script, start
+from fake_reward_service import Script
 
 from rewardsvc.policy_client import (
     AsyncRewardClient,
@@ -21,18 +21,6 @@ from rewardsvc.policy_client import (
 
 PROMPTS = [[{"role": "user", "content": "1+1="}]] * 2
 COMPLETIONS = [[{"role": "assistant", "content": "2"}], [{"role": "assistant", "content": "3"}]]
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-def address(script: Script) -> Iterator[str]:
-    server, port = start(script)
-    yield f"127.0.0.1:{port}"
-    server.stop(0).wait()
 
 
 @pytest.fixture(params=["sync", "async"])

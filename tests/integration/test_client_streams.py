@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from fake_reward_service import Script, start
+from fake_reward_service import Script
 
 from rewardsvc.errors import ItemErrorCode
 from rewardsvc.policy_client import (
@@ -26,18 +26,6 @@ from rewardsvc.policy_client import (
 
 QUICK = RetryPolicy(initial_backoff_s=0.02, max_backoff_s=0.1)
 Collect = Callable[..., list[tuple[str, Any]]]
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-def address(script: Script) -> Iterator[str]:
-    server, port = start(script)
-    yield f"127.0.0.1:{port}"
-    server.stop(0).wait()
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_reward_service import Script, start
+from fake_reward_service import Script
 from typer.testing import CliRunner
 
 from rewardsvc.commands import app
@@ -29,18 +28,6 @@ SAMPLES = [
     {"prompt": "1+1=", "answer": "2", "completions": ["2", "3", "2", "1"]},
     {"prompt": "2+1=", "answer": "3", "completions": ["4", "bad", "3", "4"]},
 ]
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-def address(script: Script) -> Iterator[str]:
-    server, port = start(script)
-    yield f"127.0.0.1:{port}"
-    server.stop(None).wait(10)
 
 
 def written(folder: Path, rows: list[dict[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_reward_service import Script, start
+from fake_reward_service import Script
 from jupyter_client.manager import start_new_kernel
 
 Cell = Callable[[str], str]
@@ -87,18 +87,6 @@ def test_mathematics_is_graded(cell: Cell) -> None:
         " verifier.verify(r'\\boxed{3}', '4').reward)\n"
     )
     assert said.split() == ["1.0", "1.0", "0.0"]
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-def address(script: Script) -> Iterator[str]:
-    server, port = start(script)
-    yield f"127.0.0.1:{port}"
-    server.stop(0).wait()
 
 
 def test_both_clients_score(cell: Cell, address: str) -> None:

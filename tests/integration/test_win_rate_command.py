@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_reward_service import Script, start
+from fake_reward_service import Script
 from typer.testing import CliRunner
 
 from rewardsvc.commands import app
@@ -27,18 +26,6 @@ THEIRS = [
     {"prompt": "b", "completion": "10"},
     {"prompt": "a", "completion": "1"},
 ]
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-def address(script: Script) -> Iterator[str]:
-    server, port = start(script)
-    yield f"127.0.0.1:{port}"
-    server.stop(None).wait(10)
 
 
 def written(file: Path, rows: list[dict[str, Any]]) -> str:

@@ -112,7 +112,8 @@ def _move_into_huge_pages(start: int, length: int, page_bytes: int) -> None:
     libc.madvise(ctypes.c_void_p(copy), ctypes.c_size_t(length), _MADV_HUGEPAGE)
     ctypes.memmove(copy, start, length)
     if _protect(copy, length):
-        # The one step that replaces code: the kernel does it as a whole or not at all.
+        # The one step that replaces code. The kernel looks first whether it can; if it fails after
+        # that, for want of memory, the slot does not start.
         libc.mremap(
             ctypes.c_void_p(copy),
             ctypes.c_size_t(length),
