@@ -169,9 +169,9 @@ def _forward(
         if plan is None or plan.block_rows is None or len(flat) % plan.block_rows:
             return _original(owner, x)
         rows = max(rows // plan.block_rows, 1) * plan.block_rows
+        kind = layer.kind
         blocks = [
-            by_blocks(layer, block, plan.block_rows, layer.kind)
-            for block in torch.split(flat, rows)
+            by_blocks(layer, block, plan.block_rows, kind) for block in torch.split(flat, rows)
         ]
     else:
         blocks = [layer(block) for block in torch.split(flat, rows)]

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from fake_reward_service import Script, start
+from waiting import wait_until
 
 from rewardsvc.errors import ItemErrorCode
 from rewardsvc.policy_client import (
@@ -291,20 +292,13 @@ def test_waiting_for_what_cannot_become_ready(connect: Any, address: str, script
         client.wait_until_ready(20)
 
 
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_an_interrupt_cancels_the_rpcs_in_flight(address: str, script: Script) -> None:
     script.delay_s = 60.0
     with RewardClient(address, max_samples_per_call=1, max_in_flight=3) as client:
         interrupted = threading.Event()
 
         def interrupt() -> None:
-            _until(lambda: script.num_active == 3)
+            assert wait_until(lambda: script.num_active == 3, 20.0)
             time.sleep(0.2)  # the caller is done with starting them, and waits
             interrupted.set()
             # Not the thread that waits, whose sleep this leaves undisturbed. The same happens, by
@@ -315,7 +309,7 @@ def test_an_interrupt_cancels_the_rpcs_in_flight(address: str, script: Script) -
         with pytest.raises(KeyboardInterrupt):
             client.score("s", ["p"] * 9, ["1"] * 9)
         assert interrupted.is_set()
-        _until(lambda: script.num_cancelled == 3)
+        assert wait_until(lambda: script.num_cancelled == 3, 20.0)
         assert len(script.requests) == 3
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from fake_reward_service import Script
+from waiting import wait_until
 
 from rewardsvc.errors import ItemErrorCode
 from rewardsvc.policy_client import (
@@ -174,9 +175,7 @@ def test_leaving_early_leaves_the_client_usable(address: str) -> None:
 
 def test_an_interrupt_ends_a_stream_that_waits(address: str, script: Script) -> None:
     def interrupt() -> None:
-        until = time.monotonic() + 20.0
-        while not script.requests and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: bool(script.requests), 20.0)
         time.sleep(0.2)
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # not the one that waits
 

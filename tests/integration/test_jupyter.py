@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from fake_reward_service import Script
 from jupyter_client.manager import start_new_kernel
+from waiting import wait_until
 
 Cell = Callable[[str], str]
 
@@ -105,19 +105,12 @@ def stop(kernel: tuple[Any, Any], code: str, has_begun: Callable[[], bool]) -> s
     manager, client = kernel
     # Or the kernel would drop the cells that come just after an error.
     request = client.execute(code, stop_on_error=False)
-    assert comes_true(has_begun)
+    assert wait_until(has_begun)
     manager.interrupt_kernel()
     reply = client.get_shell_msg(timeout=20)
     while reply["parent_header"].get("msg_id") != request:
         reply = client.get_shell_msg(timeout=20)
     return str(reply["content"].get("ename"))
-
-
-def comes_true(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 30
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.01)
-    return condition()
 
 
 def test_the_stop_button_ends_a_call(
@@ -127,7 +120,7 @@ def test_the_stop_button_ends_a_call(
     cell("from rewardsvc.policy_client import RewardClient")
     code = f"RewardClient('{address}', max_samples_per_call=1).score('s', ['p'] * 2, ['1'] * 2)"
     assert stop(kernel, code, lambda: script.num_active == 2) == "KeyboardInterrupt"
-    assert comes_true(lambda: script.num_cancelled == 2)
+    assert wait_until(lambda: script.num_cancelled == 2)
     assert cell("print(1)") == "1\n"
 
 

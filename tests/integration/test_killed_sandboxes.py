@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 from fixtures_server import START_TIMEOUT_S
+from waiting import wait_until
 
 from rewardsvc.v1 import reward_pb2, reward_pb2_grpc, sandbox_pb2_grpc
 from rewardsvc.v1 import sandbox_pb2 as pb
@@ -31,15 +32,6 @@ UNDER_WAY_S = 1.3
 ANSWER_TIMEOUT_S = 30.0
 """Far below the minutes that a sleeping program may take, far above what noticing takes."""
 ASLEEP = "import time\ntime.sleep(60)"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return condition()
 
 
 def run(stub: Any, code: str, timeout: float = 30.0) -> Any:

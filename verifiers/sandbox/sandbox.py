@@ -268,7 +268,7 @@ class Sandbox:
             if len(jobs) > self.num_slots:
                 raise SandboxError(f"{len(jobs)} programs at a time need as many slots")
             opened += [OpenJob(job) for job in jobs]
-            if len(jobs) == 1:
+            if len(jobs) == 1:  # of a pair, the descriptors that connect it are closed by then
                 for _ in range(_MAX_UNUSED_ORDERS):
                     with contextlib.suppress(OrderUnusedError):
                         return self._run_on_slots(jobs, opened, passed)

@@ -23,11 +23,6 @@ from rewardsvc.verifiers import Countdown, ExactMatch, MultipleChoice
 
 
 @pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
 def remote(script: Script) -> Iterator[RewardFunction]:
     server, port = start(script)
     function = RewardClient(f"127.0.0.1:{port}", timeout_s=30.0).reward_function("s")

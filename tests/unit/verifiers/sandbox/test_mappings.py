@@ -24,8 +24,7 @@ class Refusing:
     def __getattr__(self, name):
         if name != sys.argv[1]:
             return getattr(self.library, name)
-        refuse = lambda *arguments: mappings._MAP_FAILED
-        return refuse
+        return lambda *arguments: mappings._MAP_FAILED
 
 real, ctypes.CDLL = ctypes.CDLL, Refusing
 own = ctypes.cast(ctypes.pythonapi.Py_IncRef, ctypes.c_void_p).value

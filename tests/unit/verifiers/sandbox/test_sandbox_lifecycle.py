@@ -12,12 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from rewardsvc.verifiers.code import CodeVerifier, StdioTests
 from rewardsvc.verifiers.sandbox import Limits, RunStatus, Sandbox, SandboxError
@@ -40,18 +40,10 @@ def cgroups_of(pids: set[int]) -> list[Path]:
     return [f for pid in pids for f in group_folders(home, pid) if f.exists()]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return condition()
-
-
 def test_close_leaves_no_process_descriptor_mount_or_cgroup() -> None:
     with Sandbox(num_slots=1) as warm_up:
         assert warm_up.run("python", "pass").ok
+    gc.collect()  # what earlier tests have left must not go in the middle of this one
     before, mounts = open_descriptors(), Path("/proc/self/mounts").read_text()
     children = descendants()
     sandbox = Sandbox(num_slots=2)
