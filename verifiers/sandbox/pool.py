@@ -13,7 +13,11 @@ from contextlib import contextmanager
 
 from rewardsvc.verifiers.sandbox import cgroups
 from rewardsvc.verifiers.sandbox.slot import Slot, SlotSettings
+from rewardsvc.verifiers.sandbox.turns import Turns
 from rewardsvc.verifiers.sandbox.types import SandboxError
+
+# How long a slot takes, at most, to make its next child.
+_REST_SECONDS = 0.002
 
 
 class SlotPool:
@@ -37,9 +41,10 @@ class SlotPool:
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Condition()
-        self._idle: list[Slot] = []
-        self._num_taken = 0
+        self._lock = threading.Lock()
+        self._turns = Turns(self._num_slots)
+        # In the order in which they were given back, and when that was.
+        self._idle: list[tuple[float, Slot]] = []
 
     @contextmanager
     def take(self, count: int, timeout_seconds: float) -> Iterator[list[Slot]]:
@@ -49,29 +54,35 @@ class SlotPool:
         Raises:
             SandboxError: If they are not free in time, cannot be started, or the pool is closed.
         """
-        deadline = time.monotonic() + timeout_seconds
-        with self._lock:
-            while not self._closed and self._num_taken + count > self._num_slots:
-                if not self._lock.wait(deadline - time.monotonic()):
-                    raise SandboxError(f"no slot became free within {timeout_seconds:.0f} s")
+        if not self._turns.take(count, timeout_seconds):
             if self._closed:
                 raise SandboxError("the sandbox is closed")
-            self._num_taken += count
-            # The one that has rested longest: the one just used is still making its next child.
-            slots = [self._idle.pop(0) for _ in range(min(count, len(self._idle)))]
+            raise SandboxError(f"no slot became free within {timeout_seconds:.0f} s")
+        slots: list[Slot] = []
         try:
+            with self._lock:
+                slots = [self._choose() for _ in range(min(count, len(self._idle)))]
             slots = self._with_live_ones(slots, count)
             yield slots
         finally:
             with self._lock:
-                self._num_taken -= count
                 usable = [slot for slot in slots if slot.usable]
                 if not self._closed:
-                    self._idle += usable
+                    now = time.monotonic()
+                    self._idle += [(now, slot) for slot in usable]
                     usable = []
-                self._lock.notify_all()
+            self._turns.give_back(count)
             for slot in usable:
                 slot.close()
+
+    def _choose(self) -> Slot:
+        """Takes the slot that was used last, whose memory is still in the caches; but not while it
+        is making its next child."""
+        rested = time.monotonic() - _REST_SECONDS
+        recent = (
+            index for index in reversed(range(len(self._idle))) if self._idle[index][0] <= rested
+        )
+        return self._idle.pop(next(recent, 0))[1]
 
     def _with_live_ones(self, slots: list[Slot], count: int) -> list[Slot]:
         """`slots` with dead ones replaced, and as many new ones as are missing."""
@@ -104,15 +115,15 @@ class SlotPool:
     def pids(self) -> list[int]:
         """Of the keepers of the idle slots."""
         with self._lock:
-            return [slot.pid for slot in self._idle]
+            return [slot.pid for _, slot in self._idle]
 
     def close(self) -> None:
         """Ends idle slots now and the others when their runs end. Idempotent."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-            self._lock.notify_all()
-        for slot in idle:
+        self._turns.close()
+        for _, slot in idle:
             slot.close()
 
     def forget_parent(self) -> None:
