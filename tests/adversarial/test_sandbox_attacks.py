@@ -391,11 +391,17 @@ ATTACKS = [
         "    try:\n        os.fstat(fd)\n        found.append(fd)\n"
         "    except OSError:\n        pass\n"
         "import stat\n"
-        "attempt('control', lambda: os.fstat(50))\n"
+        # What is left is the socket that a lack of memory is told by: nothing comes out of it, and
+        # no descriptors go into it.
+        "import socket\n"
         "for fd in found:\n"
-        "    if stat.S_ISFIFO(os.fstat(fd).st_mode):\n"
-        "        attempt(fd, lambda: os.read(fd, 1))\n"
-        "    else:\n        print('ESCAPED', fd)",
+        "    if fd != 50 or not stat.S_ISSOCK(os.fstat(fd).st_mode):\n"
+        "        print('ESCAPED', fd)\n"
+        "        continue\n"
+        "    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)\n"
+        "    if control.recv(1) or socket.recv_fds(control, 1, 1)[:2] != (b'', []):\n"
+        "        print('ESCAPED', 'something to read')\n"
+        "    attempt('send', lambda: socket.send_fds(control, [b'x'], [0]))",
     ),
     escape(
         44,
@@ -418,11 +424,11 @@ ATTACKS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
+@pytest.fixture(scope="module", params=[True, False], ids=["snapshot", "fork"])
+def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     os.environ["SANDBOX_TEST_KEY"] = "a key of the grader's"
     try:
-        with Sandbox(num_slots=2) as made:
+        with Sandbox(num_slots=2, snapshots=request.param) as made:
             yield made
     finally:
         del os.environ["SANDBOX_TEST_KEY"]

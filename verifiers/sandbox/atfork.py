@@ -18,6 +18,8 @@ from typing import TypeAlias
 
 _Handlers: TypeAlias = dict[str, Callable[[], object]]
 
+_SEED_BYTES = 32
+
 _register = os.register_at_fork
 _recorded: list[_Handlers] = []
 _in_child: list[Callable[[], object]] = []
@@ -51,10 +53,12 @@ def stop_recording() -> None:
 def _shortened(handler: Callable[[], object]) -> Callable[[], object]:
     """A new seed for `random` without the layer in Python, or `handler` itself."""
     random = sys.modules.get("random")
-    if random is not None and handler == random._inst.seed:
-        seed: Callable[[], object] = super(random.Random, random._inst).seed
-        return seed
-    return handler
+    if random is None or handler != random._inst.seed:
+        return handler
+    seed: Callable[[int], object] = super(random.Random, random._inst).seed
+    urandom, as_number = os.urandom, int.from_bytes
+    # With nothing given it would take two and a half thousand bytes of the kernel.
+    return lambda: seed(as_number(urandom(_SEED_BYTES), "little"))
 
 
 def run_in_child() -> None:

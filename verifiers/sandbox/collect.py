@@ -56,6 +56,7 @@ def _collect(
     The run is over, so nothing moves. Links, devices, pipes and folders are left where they are.
     """
     found: list[list[object]] = []
+    offset = 0
     for name in _expand(work_fd, names):
         try:
             fd = linux.open_beneath(work_fd, name)
@@ -66,7 +67,8 @@ def _collect(
             if stat.S_ISREG(info.st_mode) and info.st_size <= limit_bytes:
                 content = wire.read_memory_file(fd, limit_bytes)
                 limit_bytes -= len(content)
-                wire.write_all(content_fd, content)
+                wire.write_all(content_fd, content, offset)
+                offset += len(content)
                 found.append([name, len(content)])
         finally:
             os.close(fd)

@@ -40,14 +40,14 @@ NUM_REHEARSALS = 24
 _REHEARSAL = "import sys\nfor line in sys.stdin:\n    print(int(line))\nprint(0)\n"
 
 
-def run(order: dict[str, Any], sources: dict[str, str], note_fd: int) -> NoReturn:
+def run(order: dict[str, Any], sources: dict[str, str], control_fd: int) -> NoReturn:
     """Runs one order and ends the process.
 
     Args:
         order: Its "mode" is "script", "calls", "serve" or "judge", "settings" are the mode's, and
             "piped" says whether stdin or stdout is no memory file.
         sources: The code under "code", and whatever else the mode takes.
-        note_fd: Where to say that memory ran out.
+        control_fd: Where to say that memory ran out.
     """
     if order["piped"]:
         _open_standard_streams()  # those made in advance take their files for seekable
@@ -58,9 +58,9 @@ def run(order: dict[str, Any], sources: dict[str, str], note_fd: int) -> NoRetur
         exit_code = _exit_code(error)
     except BaseException as error:
         if isinstance(error, MemoryError):
-            os.write(note_fd, MEMORY_NOTE)
+            os.write(control_fd, MEMORY_NOTE)
         elif isinstance(error, CompileError):
-            os.write(note_fd, COMPILE_NOTE)
+            os.write(control_fd, COMPILE_NOTE)
             error = error.__cause__ or error
         _print_traceback(error)
         exit_code = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -51,15 +52,30 @@ class Job:
         """Descriptors that the caller has opened."""
         return [fd for fd in (self.stdin_fd, self.stdout_fd, *self.extra_fds) if fd >= 0]
 
-    def order(self) -> dict[str, object]:
-        """The header that goes to the supervisor."""
-        limits = self.limits
-        return {
-            "kind": self.kind,
+    def order(self) -> bytes:
+        """The message that goes to the supervisor."""
+        return _encode_order(self.kind, tuple(self.fetch), self.limits)
+
+    def payload(self) -> int:
+        """A memory file with all that only the child needs to know; its descriptor."""
+        blobs = [text.encode("utf-8", "surrogatepass") for text in self.sources.values()]
+        head = {
             "mode": self.mode,
-            "settings": dict(self.settings),
-            "fetch": list(self.fetch),
+            "settings": self.settings,
             "piped": self.stdin_fd >= 0 or self.stdout_fd >= 0,
+            "sources": [(name, len(blob)) for name, blob in zip(self.sources, blobs, strict=True)],
+            "files": [(check_path(path), len(content)) for path, content in self.files.items()],
+        }
+        return wire.pack(head, [*blobs, *self.files.values()])
+
+
+@functools.lru_cache(maxsize=64)
+def _encode_order(kind: str, fetch: tuple[str, ...], limits: Limits) -> bytes:
+    """Orders differ in little else than their payloads, so the same few come again and again."""
+    return wire.encode(
+        {
+            "kind": kind,
+            "fetch": fetch,
             "limits": {
                 "cpu_ms": limits.cpu_ms,
                 "wall_ms": limits.elapsed_ms,
@@ -70,6 +86,7 @@ class Job:
                 "num_files": limits.num_files,
             },
         }
+    )
 
 
 def check_path(path: str) -> str:
@@ -92,12 +109,7 @@ class OpenJob:
         self._job = job
         self._own: list[int] = []
         try:
-            blobs = [text.encode("utf-8", "surrogatepass") for text in job.sources.values()]
-            meta = {
-                "sources": [[n, len(b)] for n, b in zip(job.sources, blobs, strict=True)],
-                "files": [[check_path(p), len(c)] for p, c in job.files.items()],
-            }
-            payload = self._keep(wire.pack(meta, [*blobs, *job.files.values()]))
+            payload = self._keep(job.payload())
             stdin = job.stdin_fd
             if stdin < 0:
                 stdin = self._keep(wire.memory_file(job.stdin))
@@ -116,7 +128,9 @@ class OpenJob:
     def result(self, reply: Mapping[str, Any], fds: Sequence[int]) -> RunResult:
         """What the supervisor's answer says, with the output beside it."""
         limit = self._job.limits.output_bytes
-        too_much = any(os.fstat(fd).st_size > limit for fd in (self._stdout, self._stderr))
+        stdout = wire.read_memory_file(self._stdout, limit + 1)
+        stderr = wire.read_memory_file(self._stderr, limit + 1)
+        too_much = max(len(stdout), len(stderr)) > limit
         status, exit_code, number, message = judge(reply, too_much=too_much)
         files: dict[str, bytes] = {}
         if fds:
@@ -129,8 +143,8 @@ class OpenJob:
             status=status,
             exit_code=exit_code,
             signal=number,
-            stdout=wire.read_memory_file(self._stdout, limit),
-            stderr=wire.read_memory_file(self._stderr, limit),
+            stdout=stdout[:limit],
+            stderr=stderr[:limit],
             cpu_ms=float(reply.get("cpu_ms", 0.0)),
             wall_ms=float(reply.get("wall_ms", 0.0)),
             peak_mib=reply.get("peak_kib", 0) / 1024,

@@ -57,4 +57,4 @@ def prepare(readable: Iterable[str], writable: Iterable[str], devices: Iterable[
 
 def restrict(ruleset: int) -> None:
     """Holds this process and its children to a ruleset; needs `linux.set_no_new_privs` first."""
-    linux.landlock_restrict(ruleset)
+    linux.landlock_call(ruleset).make()

@@ -185,13 +185,18 @@ def report_languages() -> list[LanguageReport]:
     return rows
 
 
+@functools.cache
+def _names_by_alias() -> dict[str, str]:
+    return {alias: row.name for row in TABLE for alias in (row.name, *row.aliases)}
+
+
 def language(name: str) -> Language:
     """The row of a language, by name or alias.
 
     Raises:
         UnknownLanguageError: If there is none, or its tools are not installed.
     """
-    known = {alias: row.name for row in TABLE for alias in (row.name, *row.aliases)}
+    known = _names_by_alias()
     if name not in known:
         names = ", ".join(dict.fromkeys(known.values()))
         raise UnknownLanguageError(f"language is {name!r}, known: {names}")

@@ -7,13 +7,17 @@ step the kernel refused.
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rewardsvc.verifiers.sandbox.syscalls import syscall_numbers
+
+if TYPE_CHECKING:
+    from rewardsvc.verifiers.sandbox.chain import Chain
 
 CLONE_NEWNS = 0x0002_0000
 CLONE_NEWUTS = 0x0400_0000
@@ -26,12 +30,18 @@ _CLONE_PARENT = 0x0000_8000
 _CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x0020_0000, 0x0100_0000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_NOATIME = 0x400
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
 
 _MOUNT_ATTR_RDONLY, _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 1, 2, 4
 _AT_FDCWD = -100
 _AT_RECURSIVE = 0x8000
+
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+MAP_SHARED, MAP_PRIVATE, MAP_FIXED, _MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
+MADV_POPULATE_WRITE, MADV_COLLAPSE = 23, 25
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -47,7 +57,6 @@ _SECUREBITS_ALL = 0x03 | 0x0C | 0xC0
 _LAST_CAPABILITY = 63
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPABILITY_HEADER = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-_NO_CAPABILITIES = bytes(6 * 4)
 
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 _LANDLOCK_RULE_PATH_BENEATH = 1
@@ -59,8 +68,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # bound once, without a record of errno, and without C types about the numbers. ctypes makes a C int
 # of each, which on the processors that the filter knows fills its register.
 _lean = ctypes.PyDLL(None)
-_unshare, _setns, _capset = _lean.unshare, _lean.setns, _lean.capset
-_raw_prctl, _raw_syscall = _lean.prctl, _lean.syscall
+_unshare, _setns = _lean.unshare, _lean.setns
+_raw_syscall = _lean.syscall
 _errno_location = _lean.__errno_location
 _errno_location.restype = ctypes.c_void_p
 
@@ -75,6 +84,47 @@ def _check(result: int, name: str) -> int:
 def _syscall(name: str, *args: object) -> int:
     number = syscall_numbers()[name]
     return _check(int(_libc.syscall(ctypes.c_long(number), *args)), name)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A system call, to be made now or as part of a `chain`.
+
+    Attributes:
+        name: Of the call.
+        args: Numbers, and contents of memory that it reads.
+        keep: What `args` refers to by address.
+        what: It does, for errors; its name if empty.
+    """
+
+    name: str
+    args: tuple[int | bytes, ...]
+    keep: tuple[object, ...] = ()
+    what: str = ""
+
+    def make(self) -> None:
+        """Makes the call.
+
+        Raises:
+            OSError: If the kernel refuses.
+        """
+        if _raw_syscall(syscall_numbers()[self.name], *map(_as_word, self.args)) < 0:
+            code = _errno()
+            raise OSError(code, f"{self.what or self.name}: {os.strerror(code)}")
+
+    def add_to(self, chain: Chain) -> None:
+        """Adds the call to a chain, which ends there if the kernel refuses."""
+        args = (chain.place(arg) if isinstance(arg, bytes) else arg for arg in self.args)
+        chain.add(self.name, *args)
+
+
+def _as_word(arg: int | bytes) -> bytes | ctypes.c_size_t:
+    return arg if isinstance(arg, bytes) else ctypes.c_size_t(arg)
+
+
+def _errno() -> int:
+    """Of the last call by `_lean`."""
+    return ctypes.c_int.from_address(_errno_location()).value
 
 
 def unshare(flags: int) -> None:
@@ -96,6 +146,13 @@ def thread_id_address() -> int:
     return 0 if refused else address.value
 
 
+def sibling_arguments(tid_address: int) -> tuple[int, ...]:
+    """What `sibling_maker` calls clone(2) with."""
+    flags = CLONE_NEWPID | _CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
+    # The order of the last two depends on the processor; only one of them is used.
+    return flags, 0, 0, tid_address, tid_address
+
+
 def sibling_maker(tid_address: int) -> Callable[[], int]:
     """A function that forks as `os.fork` does, but for a child of this process's parent that is the
     first of a new pid namespace.
@@ -108,23 +165,53 @@ def sibling_maker(tid_address: int) -> Callable[[], int]:
         tid_address: From `thread_id_address`; the child's number must be put there.
     """
     number = syscall_numbers()["clone"]
-    flags = CLONE_NEWPID | _CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
-    # The order of the last two arguments depends on the processor; only one of them is used.
-    address = ctypes.c_size_t(tid_address)
+    flags, *others = map(ctypes.c_size_t, sibling_arguments(tid_address))
 
     def make() -> int:
-        pid: int = _raw_syscall(number, flags, 0, 0, address, address)
-        return pid if pid >= 0 else -ctypes.c_int.from_address(_errno_location()).value
+        pid: int = _raw_syscall(number, flags, *others)
+        return pid if pid >= 0 else -_errno()
 
     return make
 
 
-def mount(source: str, target: str, kind: str, flags: int, *, data: str = "") -> None:
+def map_memory(length: int, access: int) -> int:
+    """Address of new memory of this process's own.
+
+    Args:
+        length: In bytes.
+        access: Of `PROT_READ` and the others; 0 to reserve addresses only.
+
+    Raises:
+        OSError: If there is none.
+    """
+    mmap = ctypes.CDLL(None, use_errno=True).mmap  # a binding of its own: the type is not shared
+    mmap.restype = ctypes.c_void_p
+    flags = MAP_PRIVATE | _MAP_ANONYMOUS
+    address: int = mmap(None, ctypes.c_size_t(length), access, flags, -1, ctypes.c_long(0))
+    if address == _MAP_FAILED:
+        raise OSError(ctypes.get_errno(), "mmap")
+    return address
+
+
+def make_executable(address: int, length: int) -> None:
+    """Makes memory readable and executable, and nothing else.
+
+    Raises:
+        OSError: If the kernel refuses.
+    """
+    Call("mprotect", (address, length, PROT_READ | PROT_EXEC)).make()
+
+
+def mount_call(source: str, target: str, kind: str, flags: int, *, data: str = "") -> Call:
     """mount(2)."""
-    result = _libc.mount(
-        source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode()
-    )
-    _check(result, f"mount {kind or 'bind'} on {target}")
+    texts = [text.encode() + b"\0" for text in (source, target, kind, data)]
+    what = f"mount {kind or 'bind'} on {target}"
+    return Call("mount", (*texts[:3], flags, texts[3]), what=what)
+
+
+def mount(source: str, target: str, kind: str, flags: int, *, data: str = "") -> None:
+    """Makes `mount_call`."""
+    mount_call(source, target, kind, flags, data=data).make()
 
 
 def umount(target: str, flags: int = MNT_DETACH) -> None:
@@ -159,10 +246,14 @@ def pivot_root(new_root: str) -> None:
     os.chdir("/")
 
 
-def prctl(option: int, value: int = 0) -> None:
+def prctl_call(option: int, value: int = 0) -> Call:
     """prctl(2) with one argument."""
-    if _raw_prctl(option, value, 0, 0, 0) < 0:
-        _prctl(option, value, f"prctl({option})")
+    return Call("prctl", (option, value))
+
+
+def prctl(option: int, value: int = 0) -> None:
+    """Makes `prctl_call`."""
+    prctl_call(option, value).make()
 
 
 def _prctl(option: int, value: int, name: str) -> None:
@@ -177,7 +268,7 @@ def set_no_new_privs() -> None:
 def empty_bounding_set() -> None:
     """Nothing that this process or its children exec can hold a capability.
 
-    Those held now stay until `drop_capabilities`.
+    Those held now stay until `NO_CAPABILITIES`.
     """
     for capability in range(_LAST_CAPABILITY + 1):
         try:
@@ -187,37 +278,24 @@ def empty_bounding_set() -> None:
     _prctl(_PR_SET_SECUREBITS, _SECUREBITS_ALL, "securebits")
 
 
-def drop_capabilities() -> None:
-    """Gives up every capability, for good; ambient ones go with the others."""
-    if _capset(_CAPABILITY_HEADER, _NO_CAPABILITIES) < 0:
-        _check(_libc.capset(_CAPABILITY_HEADER, _NO_CAPABILITIES), "capset")
+NO_CAPABILITIES = Call("capset", (_CAPABILITY_HEADER, bytes(6 * 4)))
+"""Gives up every capability, for good; ambient ones go with the others."""
 
 
-@functools.cache
-def prepare_seccomp(program: bytes) -> tuple[ctypes.Array[ctypes.c_char], ...]:
-    """A BPF program as the kernel wants it; a process that forks does this once for its children.
+def seccomp_call(program: bytes) -> Call:
+    """The call that installs a BPF program; needs `set_no_new_privs` first.
 
     Args:
         program: Instructions of eight bytes.
-
-    Returns:
-        A `struct sock_fprog`, and the code that it points to.
     """
     code = ctypes.create_string_buffer(program, len(program))
-    address = ctypes.addressof(code)
-    head = struct.pack("@HP", len(program) // 8, address)
-    return ctypes.create_string_buffer(head, len(head)), code
+    head = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    return Call("prctl", (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, head), keep=(code,))
 
 
 def install_seccomp(program: bytes) -> None:
-    """Installs a BPF program; needs `set_no_new_privs` first.
-
-    Args:
-        program: Instructions of eight bytes.
-    """
-    fprog, _ = prepare_seccomp(program)
-    if _raw_prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, fprog, 0, 0) < 0:
-        _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, fprog, 0, 0), "seccomp")
+    """Makes `seccomp_call`."""
+    seccomp_call(program).make()
 
 
 def landlock_abi() -> int:
@@ -257,11 +335,9 @@ def landlock_allow(ruleset: int, path: str, rights: int) -> None:
         os.close(fd)
 
 
-def landlock_restrict(ruleset: int) -> None:
-    """Holds this process and its children to the ruleset; needs `set_no_new_privs` first."""
-    number = syscall_numbers()["landlock_restrict_self"]
-    if _raw_syscall(number, ruleset, 0) < 0:
-        _check(_libc.syscall(number, ruleset, 0), "landlock_restrict_self")
+def landlock_call(ruleset: int) -> Call:
+    """Holds a process and its children to the ruleset; needs `set_no_new_privs` first."""
+    return Call("landlock_restrict_self", (ruleset, 0))
 
 
 def open_beneath(folder: int, path: str) -> int:
@@ -275,6 +351,22 @@ def open_beneath(folder: int, path: str) -> int:
     return _syscall(
         "openat2", ctypes.c_int(folder), os.fsencode(path), how, ctypes.c_size_t(len(how))
     )
+
+
+def inotify() -> int:
+    """A descriptor from which reports about watched folders can be read, without waiting."""
+    return _syscall("inotify_init1", ctypes.c_int(os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+def watch_folder(reports_fd: int, path: str, mask: int) -> int:
+    """Has changes of the kinds in `mask` reported; the number that reports carry."""
+    args = ctypes.c_int(reports_fd), path.encode(), ctypes.c_uint32(mask)
+    return _syscall("inotify_add_watch", *args)
+
+
+def unwatch_folder(reports_fd: int, watch: int) -> None:
+    """Ends reports about a folder."""
+    _syscall("inotify_rm_watch", ctypes.c_int(reports_fd), ctypes.c_int(watch))
 
 
 def process_cpu_ns(pid: int) -> int:

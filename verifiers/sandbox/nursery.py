@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import os
 import select
@@ -9,13 +10,13 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from rewardsvc.verifiers.sandbox import cgroups, rootfs, watch, wire
-from rewardsvc.verifiers.sandbox.child import JailPlan
 from rewardsvc.verifiers.sandbox.forker import Forker
+from rewardsvc.verifiers.sandbox.jail import JailPlan
 from rewardsvc.verifiers.sandbox.layers import Layer
-from rewardsvc.verifiers.sandbox.rooms import Rooms
+from rewardsvc.verifiers.sandbox.rooms import Room, Rooms
 from rewardsvc.verifiers.sandbox.stragglers import remove_tree
 
 NUM_WARM = 2
@@ -23,6 +24,8 @@ NUM_WARM = 2
 after the last is being made."""
 
 _READY_TIMEOUT_SECONDS = 30.0
+# The sockets of the module `socket` are these in a wrapper whose making costs ten microseconds.
+_socketpair = _socket.socketpair
 
 
 class ChildFailedError(Exception):
@@ -51,9 +54,8 @@ class Child:
         measure: What it was made to.
         folder: Its working folder, as it sees it.
         channel: To it.
-        note_fd: Where the harness says that memory ran out, or the init that exec failed.
-        held_fds: Its working folder and its mount namespace, which outlive it as long as these are
-            open.
+        room: Its mount namespace, if it has one.
+        work_fd: Its working folder, which outlives it as long as this is open.
         pid: In the supervisor's pid namespace; 0 until the forking process has told, below 0 if it
             could not fork.
         ready: Whether its jail is known to be on.
@@ -61,16 +63,11 @@ class Child:
 
     measure: Measure
     folder: str
-    channel: socket.socket
-    note_fd: int
-    held_fds: tuple[int, ...]
+    channel: _socket.socket
+    room: Room | None
+    work_fd: int
     pid: int = 0
     ready: bool = False
-
-    @property
-    def work_fd(self) -> int:
-        """Its working folder."""
-        return self.held_fds[0]
 
 
 class Nursery:
@@ -86,7 +83,7 @@ class Nursery:
         rooms: Rooms | None,
         group: cgroups.Cgroup | None,
         scratch: str,
-        on_loss: Callable[[], NoReturn],
+        proc_fd: int,
     ) -> None:
         """Asks for nothing yet.
 
@@ -95,24 +92,23 @@ class Nursery:
             rooms: Makes their mount namespaces, if they have any.
             group: The slot's cgroups, if any.
             scratch: Where working folders are made if there are no mount namespaces.
-            on_loss: Ends the slot; called between any two instructions when a forking process was
-                killed: nobody could reap its children, so whatever they run must end with it.
+            proc_fd: See `forking.serve`; the caller's to close.
         """
         self._plans = {"python": plan, "exec": replace(plan, kind="exec", ruleset=-1)}
         self._rooms = rooms
         self._group = group
         self._scratch = scratch
-        self._on_loss = on_loss
         self._nested = Layer.PID_NS in plan.layers
         self._num_folders = 0
         self._waiting: list[Child] = []
         # Not before it is needed: who runs nothing but Python needs no second one.
-        self._forkers = {"python": Forker(plan)}
-        signal.signal(signal.SIGCHLD, self._look_after_forkers)
+        self._forkers = {"python": Forker(plan, proc_fd)}
 
-    def _look_after_forkers(self, *_: object) -> None:
-        if not all(forker.alive for forker in self._forkers.values()):
-            self._on_loss()
+    @property
+    def forker_fds(self) -> list[int]:
+        """If one becomes readable, a forking process was killed. The slot must end then: nobody
+        could reap its children."""
+        return [forker.pidfd for forker in self._forkers.values()]
 
     @property
     def num_waiting(self) -> int:
@@ -126,26 +122,17 @@ class Nursery:
             self._ask(measure)
 
     def take(self, measure: Measure) -> Child:
-        """The oldest child made to `measure`, with its jail on.
+        """The oldest child made to `measure`, with its jail on; it may have been killed since.
 
         Raises:
             ChildFailedError: If the jail cannot be put on.
         """
-        while True:
-            found = self._take(measure)
-            if not _has_died(found):
-                return found
-            # Killed while it waited: that is no run's fault. A new one that dies raises above.
-            self.discard(found)
-
-    def _take(self, measure: Measure) -> Child:
-        for child in list(self._waiting):
-            other = child.measure != measure
-            if other and (child.measure.kind == measure.kind or not self._nested):
+        for child in [child for child in self._waiting if child.measure != measure]:
+            if child.measure.kind == measure.kind or not self._nested:
                 self.learn(child)
                 self._waiting.remove(child)
                 self.discard(child)
-        found = next((c for c in self._waiting if c.measure == measure), None)
+        found = next((child for child in self._waiting if child.measure == measure), None)
         found = found or self._ask(measure)
         self.learn(found)
         self._waiting.remove(found)
@@ -177,25 +164,24 @@ class Nursery:
         kind = measure.kind
         if kind not in self._forkers:
             self._forkers[kind] = Forker(self._plans[kind])
-        held: tuple[int, ...] = ()
+        room = None
         if self._rooms is None:
             folder = self._make_folder()
-            held = (os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),)
+            work_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         else:
             folder = rootfs.WORK_DIR
-            held = self._rooms.make(
+            room = self._rooms.take(
                 measure.disk_bytes, measure.num_files, executable=kind == "exec"
             )
-        room_fd = held[-1] if self._rooms is not None else -1
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        note_read, note_write = os.pipe()
+            work_fd = room.work_fd
+        room_fd = room.ns_fd if room is not None else -1
+        ours, theirs = _socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._forkers[kind].ask(folder, theirs.fileno(), note_write, room_fd)
+            self._forkers[kind].ask(folder, theirs.fileno(), room_fd)
         finally:
             theirs.close()
-            os.close(note_write)
         ours.settimeout(_READY_TIMEOUT_SECONDS)
-        child = Child(measure, folder, ours, note_read, held)
+        child = Child(measure, folder, ours, room, work_fd)
         self._waiting.append(child)
         return child
 
@@ -253,13 +239,8 @@ class Nursery:
     def close(self, child: Child) -> None:
         """Closes what belongs to a child that was reaped."""
         child.channel.close()
-        for fd in (child.note_fd, *child.held_fds):
-            os.close(fd)
-        if self._rooms is None:
+        if self._rooms is not None and child.room is not None:
+            self._rooms.give_back(child.room)
+        else:
+            os.close(child.work_fd)
             remove_tree(child.folder)
-
-
-def _has_died(child: Child) -> bool:
-    poller = select.poll()
-    poller.register(child.channel, 0)  # the end of the stream is told without asking
-    return bool(poller.poll(0))

@@ -9,6 +9,7 @@ read-only. Each run mounts its own small tmpfs on `WORK_DIR`, the one place that
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterable
@@ -150,9 +151,15 @@ def mount_work_dir(size_bytes: int, num_files: int, *, executable: bool, owner: 
         executable: Whether programs can be run from it.
         owner: User and group that it belongs to; -1 for the caller.
     """
-    flags = linux.MS_NOSUID | linux.MS_NODEV | (0 if executable else linux.MS_NOEXEC)
+    _work_dir_call(size_bytes, num_files, executable, owner).make()
+
+
+@functools.lru_cache(maxsize=16)
+def _work_dir_call(size_bytes: int, num_files: int, executable: bool, owner: int) -> linux.Call:
+    flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOATIME
+    flags |= 0 if executable else linux.MS_NOEXEC
     # The folder itself is an inode too.
     options = f"size={size_bytes},nr_inodes={num_files + 1},mode=700"
     if owner >= 0:
         options += f",uid={owner},gid={owner}"
-    linux.mount("tmpfs", WORK_DIR, "tmpfs", flags, data=options)
+    return linux.mount_call("tmpfs", WORK_DIR, "tmpfs", flags, data=options)

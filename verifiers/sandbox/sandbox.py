@@ -80,6 +80,7 @@ class Sandbox:
         readable_paths: Sequence[str] = (),
         queue_timeout_seconds: float = _DEFAULT_QUEUE_TIMEOUT_SECONDS,
         without: Iterable[Layer] = (),
+        snapshots: bool = True,
     ) -> None:
         """Looks at what this machine grants; starts nothing yet.
 
@@ -95,6 +96,9 @@ class Sandbox:
             readable_paths: Absolute paths of the host that programs may read.
             queue_timeout_seconds: How long a run waits for a free slot.
             without: Layers to do without although this machine has them.
+            snapshots: Whether Python programs start from a snapshot of a warm interpreter, where
+                processor and kernel allow it; False for forks of the interpreter itself, which do
+                the same and take longer.
 
         Raises:
             IsolationError: If this machine refuses a layer that `isolation` needs.
@@ -117,6 +121,7 @@ class Sandbox:
             python_path=tuple(python_path),
             preload=tuple(preload),
             limits=self.limits,
+            snapshots=snapshots,
         )
         sweep(self._settings)
         self._pool = SlotPool(self._settings, self.num_slots)
@@ -224,23 +229,32 @@ class Sandbox:
         """Runs a compiled program; see `run`."""
         if program.failure is not None:
             return program.failure
-        job = self.job(program, limits=limits)
-        return self.execute(
-            replace(job, stdin=stdin, files={**job.files, **(files or {})}, fetch=fetch)
-        )
+        return self.execute(self.job(program, stdin=stdin, files=files, fetch=fetch, limits=limits))
 
-    def job(self, program: Program, *, limits: Limits | None = None) -> Job:
-        """The job of running a program that did compile."""
+    def job(
+        self,
+        program: Program,
+        *,
+        stdin: bytes = b"",
+        files: Mapping[str, bytes] | None = None,
+        fetch: Sequence[str] = (),
+        limits: Limits | None = None,
+    ) -> Job:
+        """The job of running a program that did compile; arguments as in `run`."""
         limits = limits or self.limits
+        files = files or {}
         row = program.language
         if not row.run_command:
-            return Job(sources={"code": program.code}, limits=limits)
-        files = program.files or {row.source: program.code.encode("utf-8", "surrogatepass")}
+            code = {"code": program.code}
+            return Job(sources=code, stdin=stdin, files=files, fetch=fetch, limits=limits)
+        own_files = program.files or {row.source: program.code.encode("utf-8", "surrogatepass")}
         argv = [part.format(memory_mib=limits.memory_mib) for part in row.run_command]
         return Job(
             kind="exec",
             settings={"argv": argv, "env": ENVIRONMENT},
-            files=files,
+            stdin=stdin,
+            files={**own_files, **files},
+            fetch=fetch,
             limits=replace(
                 limits,
                 memory_mib=limits.memory_mib + row.overhead_mib,

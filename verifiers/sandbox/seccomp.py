@@ -39,12 +39,14 @@ _X32_BIT = 0x4000_0000
 _CLONE_NEW = 0x7E02_0080
 # Of termios, which would be one more library to map in every process.
 _TCGETS, _FIOCLEX, _FIONCLEX, _FIONBIO, _FIONREAD = 0x5401, 0x5451, 0x5450, 0x5421, 0x541B
+# A file without a name: nobody is told that it is made.
+_O_TMPFILE = 0x40_0000
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA = 15, 16, 0x53564D41
 
 PYTHON_ALLOWED = frozenset(
     """
     read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close close_range
-    dup dup2 dup3 pipe pipe2 open openat access faccessat faccessat2 stat lstat fstat newfstatat
+    dup dup2 dup3 pipe pipe2 access faccessat faccessat2 stat lstat fstat newfstatat
     statx statfs fstatfs readlink readlinkat getdents getdents64 getcwd chdir fchdir mkdir mkdirat
     rmdir unlink unlinkat rename renameat renameat2 symlink symlinkat truncate ftruncate fallocate
     chmod fchmod fchmodat umask utimensat fsync fdatasync sync_file_range copy_file_range
@@ -152,6 +154,8 @@ def python_profile(control_fd: int, *, signals: bool = True) -> Profile:
             "clone": ArgumentRule(0, mask=True, require=CLONE_THREAD, forbid=_CLONE_NEW),
             "fcntl": ArgumentRule(1, values=fcntls),
             "ioctl": ArgumentRule(1, values=ioctls),
+            "open": ArgumentRule(1, mask=True, forbid=_O_TMPFILE),
+            "openat": ArgumentRule(2, mask=True, forbid=_O_TMPFILE),
             "prctl": ArgumentRule(0, values=(_PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA)),
             "prlimit64": ArgumentRule(0, values=(0,)),
             "recvmsg": ArgumentRule(0, values=(control_fd,)),

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class SlotSettings:
         python_path: Folders that Python programs import from, beside the standard library.
         preload: Modules to import beyond the usual.
         limits: Limits that the first warm child is made to.
+        snapshots: Whether Python programs start from a snapshot where that can be.
     """
 
     layers: frozenset[Layer]
@@ -53,6 +54,7 @@ class SlotSettings:
     python_path: tuple[str, ...]
     preload: tuple[str, ...]
     limits: Limits
+    snapshots: bool
 
     def as_json(self, salt: int, scratch: str) -> str:
         """For the command line of the slot's first process."""
@@ -69,6 +71,7 @@ class SlotSettings:
                     "disk_mib": self.limits.disk_mib,
                     "num_files": self.limits.num_files,
                 },
+                "snapshots": self.snapshots,
                 "salt": salt,
                 "scratch": scratch,
             }
@@ -143,14 +146,14 @@ class Slot:
         """Of the keeper."""
         return self._process.pid
 
-    def send(self, order: Mapping[str, object], fds: Sequence[int]) -> None:
+    def send(self, order: bytes, fds: Sequence[int]) -> None:
         """Sends one order; `receive` waits for what comes of it.
 
         Raises:
             OrderUnusedError: If the slot is gone; it is closed then.
         """
         try:
-            wire.send(self._socket, order, fds)
+            wire.send_body(self._socket, order, fds)
         except OSError as error:
             self.close()
             raise OrderUnusedError(f"the sandbox is gone: {error}") from error

@@ -26,6 +26,7 @@ getgroups 115 158, getitimer 36 102, getpgid 121 155, getpgrp 111 -, getpid 39 1
 getppid 110 173, getrandom 318 278, getresgid 120 150, getresuid 118 148, getrlimit 97 163,
 getrusage 98 165, getsid 124 156, gettid 186 178, gettimeofday 96 169, getuid 102 174,
 init_module 175 105, inotify_add_watch 254 27, inotify_init 253 -, inotify_init1 294 26,
+inotify_rm_watch 255 28,
 io_uring_enter 426 426, io_uring_register 427 427, io_uring_setup 425 425, ioctl 16 29,
 ioperm 173 -, iopl 172 -, kcmp 312 272, kexec_file_load 320 294, kexec_load 246 104,
 keyctl 250 219, kill 62 129, landlock_add_rule 445 445, landlock_create_ruleset 444 444,

@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +24,7 @@ Usage: TypeAlias = tuple[int, float, float, int]
 """Of a process that was waited for: wait status, user and system CPU time in seconds, largest
 resident set in KiB."""
 
+_NUM_CORES = os.cpu_count() or 1
 _MIN_POLL_MS = 2
 _REAP_POLL_MS = 50
 # Behind the name in /proc/N/stat: utime, stime, cutime, cstime.
@@ -70,7 +71,7 @@ def watch(
     cpu_ms: int,
     wall_ms: int,
     used_before_ms: float = 0.0,
-    hangup_fd: int = -1,
+    hangup_fds: Iterable[int] = (),
     orphans: bool = False,
     family: bool = False,
     reap: Callable[[int], Usage] = reap,
@@ -82,7 +83,7 @@ def watch(
         cpu_ms: CPU time of its threads from now on.
         wall_ms: Elapsed time.
         used_before_ms: CPU time that the process had used up before, which does not count.
-        hangup_fd: If it becomes readable, the one who asked is gone: kill.
+        hangup_fds: If one becomes readable, whoever could use the outcome is gone: kill.
         orphans: Whether to reap processes that were left to this one, as an init must, and count
             their CPU time.
         family: Whether /proc shows this process's pid namespace, so that the CPU time of all
@@ -90,33 +91,32 @@ def watch(
         reap: How to wait for it once it is dead or about to be.
     """
     start = time.monotonic()
-    cores = os.cpu_count() or 1
     pidfd = os.pidfd_open(pid)
     poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    if hangup_fd >= 0:
-        poller.register(hangup_fd, select.POLLIN)
+    for fd in (pidfd, *hangup_fds):
+        poller.register(fd, select.POLLIN)
     ending = Ending.EXITED
     orphan_cpu_ms = 0.0
+    used_ms, wall_left_ms = 0.0, float(wall_ms)
     try:
         while True:
+            timeout_ms = min(wall_left_ms, max((cpu_ms - used_ms) / _NUM_CORES, _MIN_POLL_MS))
+            if orphans:
+                timeout_ms = min(timeout_ms, _REAP_POLL_MS)
+            ready = [fd for fd, _ in poller.poll(timeout_ms)]
+            if pidfd in ready:
+                break
+            if ready:
+                ending = Ending.ABANDONED
+                break
+            if orphans:
+                orphan_cpu_ms += _reap_orphans(pid)
             used_ms = _family_cpu_ms() if family else cpu_used_ms(pid) - used_before_ms
             used_ms += orphan_cpu_ms
             wall_left_ms = wall_ms - (time.monotonic() - start) * 1000
             if used_ms >= cpu_ms or wall_left_ms <= 0:
                 ending = Ending.CPU if used_ms >= cpu_ms else Ending.WALL
                 break
-            timeout_ms = min(wall_left_ms, max((cpu_ms - used_ms) / cores, _MIN_POLL_MS))
-            if orphans:
-                timeout_ms = min(timeout_ms, _REAP_POLL_MS)
-            ready = {fd for fd, _ in poller.poll(timeout_ms)}
-            if pidfd in ready:
-                break
-            if hangup_fd in ready:
-                ending = Ending.ABANDONED
-                break
-            if orphans:
-                orphan_cpu_ms += _reap_orphans(pid)
     finally:
         os.close(pidfd)
     if ending is not Ending.EXITED:

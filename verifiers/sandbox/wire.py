@@ -6,12 +6,14 @@ message fits a packet, and the supervisor never sees what one run sent when it f
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import json
 import os
 import socket
-import sys
+from array import array
 from collections.abc import Iterable, Mapping
+from json.encoder import c_make_encoder, encode_basestring_ascii  # type: ignore[attr-defined]
 from typing import Any, TypeAlias
 
 from rewardsvc.verifiers.sandbox.types import SandboxError
@@ -24,14 +26,16 @@ UNUSED: Header = {"unused": True}
 another slot."""
 MAX_HEADER_BYTES = 64 << 10
 MAX_FDS = 16
-_FD_BYTES = 4
-_FD_SPACE = socket.CMSG_SPACE(MAX_FDS * _FD_BYTES)
+_FD_SPACE = socket.CMSG_SPACE(MAX_FDS * array("i").itemsize)
 # As plain numbers: those of the module are enumerations, whose arithmetic costs microseconds.
 _SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 # What json.loads ends up in, without the layers about it that look for blanks and options.
 _scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
-# The module's function makes an encoder a message where blanks are to be left out.
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encoder = json.JSONEncoder(separators=(",", ":"))
+# The module's own functions make such an encoder for each message.
+_chunks = c_make_encoder and c_make_encoder(
+    None, _encoder.default, encode_basestring_ascii, None, ":", ",", False, False, True
+)
 _NOSIGNAL, _CLOEXEC = int(socket.MSG_NOSIGNAL), int(socket.MSG_CMSG_CLOEXEC)
 
 
@@ -39,26 +43,32 @@ class UnreadError(EOFError):
     """The other side is gone, and has not read all that it was sent."""
 
 
-def send(channel: socket.socket, header: Mapping[str, object], fds: Iterable[int] = ()) -> None:
+def send(channel: _socket.socket, header: Mapping[str, object], fds: Iterable[int] = ()) -> None:
     """Sends one message.
 
     Raises:
         SandboxError: If the header is too long for a packet.
         OSError: If the other side is gone.
     """
-    send_body(channel, _encode(header).encode(), fds)
+    send_body(channel, encode(header), fds)
 
 
-def send_body(channel: socket.socket, body: bytes, fds: Iterable[int] = ()) -> None:
+def encode(header: Mapping[str, object]) -> bytes:
+    """A header as the body of a message."""
+    text = "".join(_chunks(header, 0)) if _chunks else _encoder.encode(header)
+    return text.encode()
+
+
+def send_body(channel: _socket.socket, body: bytes, fds: Iterable[int] = ()) -> None:
     """Sends one message whose header is encoded already; raises as `send` does."""
     if len(body) > MAX_HEADER_BYTES:
         raise SandboxError(f"a message of {len(body)} bytes exceeds {MAX_HEADER_BYTES}")
-    passed = b"".join([fd.to_bytes(_FD_BYTES, sys.byteorder) for fd in fds])
+    passed = array("i", fds)
     ancillary = [(_SOL_SOCKET, _SCM_RIGHTS, passed)] if passed else []
     channel.sendmsg([body], ancillary, _NOSIGNAL)
 
 
-def receive(channel: socket.socket) -> tuple[Header, list[int]]:
+def receive(channel: _socket.socket) -> tuple[Header, list[int]]:
     """Receives one message; the caller owns the descriptors, which are closed on exec.
 
     Raises:
@@ -75,7 +85,7 @@ def decode(body: bytes) -> Header:
     return found
 
 
-def receive_body(channel: socket.socket) -> tuple[bytes, list[int]]:
+def receive_body(channel: _socket.socket) -> tuple[bytes, list[int]]:
     """Receives one message without decoding its header; otherwise as `receive`."""
     try:
         body, ancillary, _, _ = channel.recvmsg(MAX_HEADER_BYTES, _FD_SPACE, _CLOEXEC)
@@ -94,7 +104,7 @@ def receive_body(channel: socket.socket) -> tuple[bytes, list[int]]:
 
 def pack(meta: Mapping[str, object], blobs: Iterable[bytes]) -> int:
     """A sealed memory file with a JSON head and the blobs behind it; its descriptor."""
-    head = _encode(meta).encode()
+    head = encode(meta)
     return memory_file(b"".join((len(head).to_bytes(8, "little"), head, *blobs)))
 
 
@@ -109,7 +119,6 @@ def memory_file(content: bytes) -> int:
     """A memory file that nobody can change any more; its descriptor, at offset 0."""
     fd = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     write_all(fd, content)
-    os.lseek(fd, 0, os.SEEK_SET)
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return fd
@@ -130,8 +139,9 @@ def read_memory_file(fd: int, limit: int | None = None) -> bytes:
     return b"".join(parts)
 
 
-def write_all(fd: int, content: bytes) -> None:
-    """Writes everything; one write call takes at most 2 GiB."""
+def write_all(fd: int, content: bytes, offset: int = 0) -> None:
+    """Writes everything at a place in a file; one call takes at most 2 GiB."""
     view = memoryview(content)
     while view:
-        view = view[os.write(fd, view[: 1 << 30]) :]
+        written = os.pwrite(fd, view[: 1 << 30], offset)
+        view, offset = view[written:], offset + written
