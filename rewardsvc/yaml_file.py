@@ -10,6 +10,10 @@ import yaml
 
 from rewardsvc.errors import ConfigError
 
+_MERGE, _TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
+_DEFAULT_KEY = "tag:yaml.org,2002:value"
+"""What YAML 1.1 takes a key `=` for; it means the text here."""
+
 
 def read_yaml(path: Path) -> Any:
     """What a file holds.
@@ -39,8 +43,10 @@ def parse_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader with two changes: a key given twice is an error, where plain YAML silently
-    keeps the last; and 1e-5 is a number, where YAML 1.1 wants 1.0e-5 and gives a text.
+    """A safe loader with three changes: a key given twice is an error, where plain YAML silently
+    keeps the last; 1e-5 is a number, where YAML 1.1 wants 1.0e-5 and gives a text; and merges
+    (`<<`) go by the keys, where PyYAML 6.0.4 goes by whether two texts are one object, so that a
+    mapping's own key may lose against one that it has merged.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -56,6 +62,44 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add((key.tag, key.value))
         return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Spreads out merges: what is given wins, then what is merged first.
+
+        Source: https://yaml.org/type/merge.html
+        """
+        pairs: dict[object, tuple[yaml.Node, yaml.Node]] = {}
+        own = []
+        for key, value in node.value:
+            if key.tag == _MERGE:
+                for source in self._merged(node, value):
+                    self.flatten_mapping(source)
+                    for pair in source.value:
+                        pairs.setdefault(_identity(pair[0]), pair)
+            else:
+                if key.tag == _DEFAULT_KEY:
+                    key.tag = _TEXT
+                own.append((key, value))
+        pairs |= {_identity(key): (key, value) for key, value in own}
+        node.value = list(pairs.values())
+
+    def _merged(self, node: yaml.MappingNode, value: yaml.Node) -> list[yaml.MappingNode]:
+        sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for source in sources:
+            if not isinstance(source, yaml.MappingNode):
+                raise yaml.constructor.ConstructorError(
+                    "while constructing a mapping",
+                    node.start_mark,
+                    "expected a mapping or a list of mappings to merge, found "
+                    f"a {getattr(source, 'id', 'node')}",
+                    source.start_mark,
+                )
+        return list(sources)
+
+
+def _identity(key: yaml.Node) -> object:
+    """Equal for scalars that say the same; anything else is no key twice."""
+    return (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
 
 
 _Loader.yaml_implicit_resolvers = {

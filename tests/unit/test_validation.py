@@ -140,6 +140,24 @@ def test_merged_mappings_may_change_a_key(tmp_path: Path) -> None:
     }
 
 
+def test_merges_go_by_what_keys_say(tmp_path: Path) -> None:
+    text = (
+        "first: &first {length: 1, shared: first}\n"
+        "second: &second {length: 2, width: 2, shared: second}\n"
+        "both: &both {<<: [*first, *second], shared: own}\n"
+        "again: {<<: *both, width: 3}"
+    )
+    found = read(tmp_path, text)
+    assert found["both"] == {"length": 1, "width": 2, "shared": "own"}
+    assert found["again"] == {"length": 1, "width": 3, "shared": "own"}
+
+
+@pytest.mark.parametrize("merged", ["1", "[1]", "[{a: 1}, text]"])
+def test_only_mappings_can_be_merged(merged: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="(?s)not valid YAML.*mappings to merge"):
+        read(tmp_path, f"a: {{<<: {merged}}}")
+
+
 def test_configurations_are_checked_without_torch() -> None:
     code = (
         "import sys, rewardsvc.policy_client.train.config_base; assert 'torch' not in sys.modules"

@@ -20,7 +20,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rewardsvc.policy_client.train.online.kv_cache import fan_out, new_cache, select_rows
+from rewardsvc.policy_client.train.online.kv_cache import (
+    cache_argument,
+    fan_out,
+    new_cache,
+    select_rows,
+)
 from rewardsvc.policy_client.train.online.linears import fast_linears
 from rewardsvc.policy_client.train.online.padding import left_pad
 from rewardsvc.policy_client.train.online.rollout import FinishReason, Rollout
@@ -155,7 +160,7 @@ class TransformersRollout:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
+            **cache_argument(self._model, cache),
             use_cache=True,
             logits_to_keep=1,
         )

@@ -7,6 +7,9 @@ prompt and the longest completion, and the model sees views of them.
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,6 +62,17 @@ def new_cache(model: nn.Module) -> DynamicCache:
     """An empty cache with the kinds of layers that `model` has (full, sliding window, linear)."""
     assert isinstance(model, PreTrainedModel)
     return DynamicCache(config=model.config)
+
+
+def cache_argument(model: nn.Module, cache: object) -> dict[str, object]:
+    """What to call `model` with so that it uses `cache`: named `cache` since transformers 5.24,
+    `past_key_values` before."""
+    return {_cache_name(type(model).forward): cache}
+
+
+@functools.cache
+def _cache_name(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def fan_out(cache: DynamicCache, *, num_return: int, capacity: int) -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rewardsvc.policy_client.train.online.kv_cache import new_cache, select_rows
+from rewardsvc.policy_client.train.online.kv_cache import cache_argument, new_cache, select_rows
 from rewardsvc.policy_client.train.online.linears import fast_linears
 from rewardsvc.policy_client.train.online.padding import left_pad
 from rewardsvc.policy_client.train.online.recompute import PromptCache, is_recomputed
@@ -59,7 +59,7 @@ def _completion_outputs(
             input_ids=prompts.ids,
             attention_mask=prompts.mask,
             position_ids=prompts.positions,
-            past_key_values=cache,
+            **cache_argument(model, cache),
             use_cache=True,
         )
     )
@@ -87,7 +87,7 @@ def _completion_outputs(
             input_ids=ids_NT,
             attention_mask=mask,
             position_ids=prompts.lengths[prompt_of_N][:, None] + offsets_T[None],
-            past_key_values=cache,
+            **cache_argument(model, cache),
             use_cache=True,
         )
     )
