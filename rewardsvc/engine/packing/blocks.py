@@ -1,9 +1,13 @@
-"""Rows in blocks of one size, or at once where that comes to the same bits.
+"""Rows in blocks of one size, or many at once where that comes to the same bits.
 
 A product of many rows is faster in one call than in blocks, and often the library sums each row's
 products in the same order either way; but nobody promises it, and it may differ from one number of
-rows to the next. So on CPUs it is tried, with random numbers, when rows of a new number come to a
-weight: a kernel is chosen by shapes, not by what is in them.
+rows to the next. So on CPUs it is tried, with random numbers, before rows of a new number come to a
+weight together: a kernel is chosen by shapes, not by what is in them.
+
+A trial takes twice as long as the product, and batches come in two dozen numbers of blocks. So at
+first the blocks of a batch are put together by powers of two, of which there are few; a number that
+keeps coming back is tried as a whole.
 """
 
 from __future__ import annotations
@@ -13,11 +17,20 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+MOST_BLOCKS = 16
+"""The largest power of two that blocks are put together by."""
+
+TRIED_AFTER = 8
+"""How often a number of blocks comes to a weight before it is tried as a whole."""
+
 MAX_KNOWN = 100_000
 """Answers that are remembered; a model with 100 weights has 3,200 with batches of 4,096 rows."""
 
 _comes_to_the_same: dict[tuple[Hashable, ...], bool] = {}
 """By what is computed, shape and dtype, size of a block, and number of threads."""
+
+_num_seen: dict[tuple[Hashable, ...], int] = {}
+"""How often there were so many rows; by the same."""
 
 
 def by_blocks(compute: Callable[[Tensor], Tensor], x: Tensor, rows: int, what: Hashable) -> Tensor:
@@ -29,20 +42,49 @@ def by_blocks(compute: Callable[[Tensor], Tensor], x: Tensor, rows: int, what: H
         rows: Of a block.
         what: Tells functions apart: kernels, and weights, for with some (zeros) all sums are equal.
     """
-    if len(x) <= rows:
+    if len(x) <= rows or x.device.type != "cpu":
+        return _blockwise(compute, x, rows)
+    key = (what, x.shape[1:], x.dtype, rows, torch.get_num_threads())
+    sizes = _sizes(len(x) // rows, rows)
+    whole = (len(x), *key)
+    if len(sizes) > 1 and _come_often(whole) and _is_known_the_same(compute, x, rows, whole):
         return compute(x)
-    if x.device.type == "cpu":
-        key = (what, x.shape, x.dtype, rows, torch.get_num_threads())
-        if key not in _comes_to_the_same:
-            if len(_comes_to_the_same) >= MAX_KNOWN:
-                _comes_to_the_same.clear()
-            _comes_to_the_same[key] = _is_the_same(compute, x, rows)
-        if _comes_to_the_same[key]:
-            return compute(x)
-    return _blockwise(compute, x, rows)
+    parts = [
+        compute(part)
+        if len(part) <= rows or _is_known_the_same(compute, part, rows, (len(part), *key))
+        else _blockwise(compute, part, rows)
+        for part in torch.split(x, sizes)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _sizes(num_blocks: int, rows: int) -> list[int]:
+    """Rows of the parts that so many blocks are put together to: powers of two, largest first."""
+    sizes = [MOST_BLOCKS * rows] * (num_blocks // MOST_BLOCKS)
+    powers = (1 << bit for bit in reversed(range(MOST_BLOCKS.bit_length() - 1)))
+    return sizes + [power * rows for power in powers if num_blocks & power]
+
+
+def _come_often(key: tuple[Hashable, ...]) -> bool:
+    if len(_num_seen) >= MAX_KNOWN:
+        _num_seen.clear()
+    _num_seen[key] = num = _num_seen.get(key, 0) + 1
+    return num > TRIED_AFTER
+
+
+def _is_known_the_same(
+    compute: Callable[[Tensor], Tensor], x: Tensor, rows: int, key: tuple[Hashable, ...]
+) -> bool:
+    if key not in _comes_to_the_same:
+        if len(_comes_to_the_same) >= MAX_KNOWN:
+            _comes_to_the_same.clear()
+        _comes_to_the_same[key] = _is_the_same(compute, x, rows)
+    return _comes_to_the_same[key]
 
 
 def _blockwise(compute: Callable[[Tensor], Tensor], x: Tensor, rows: int) -> Tensor:
+    if len(x) <= rows:
+        return compute(x)
     return torch.cat([compute(block) for block in torch.split(x, rows)])
 
 

@@ -17,6 +17,7 @@ ROWS = 4
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_comes_to_the_same", {})
+    monkeypatch.setattr(blocks, "_num_seen", {})
 
 
 class Counted:
@@ -37,14 +38,44 @@ def ask(compute: Counted, x: Tensor) -> Tensor:
 
 
 def test_one_call_once_it_is_known_to_come_to_the_same():
-    x = torch.arange(24.0).view(12, 2)
+    x = torch.arange(32.0).view(16, 2)
     compute = Counted(lambda rows: rows * 3)
     assert torch.equal(ask(compute, x), x * 3)
-    assert compute.calls == [12, 4, 4, 4, 12]  # tried with other numbers first
+    assert compute.calls == [16, 4, 4, 4, 4, 16]  # tried with other numbers first
     assert torch.equal(ask(compute, x), x * 3)
-    assert compute.calls == [12]
+    assert compute.calls == [16]
     ask(compute, x[:8])
     assert compute.calls == [8, 4, 4, 8]  # another number of rows is another question
+
+
+def test_blocks_are_put_together_by_powers_of_two():
+    x = torch.arange(44.0).view(44, 1)
+    compute = Counted(lambda rows: rows * 3)
+    for _ in range(2):
+        assert torch.equal(ask(compute, x), x * 3)
+    assert compute.calls == [32, 8, 4]
+    ask(compute, torch.ones(3 * blocks.MOST_BLOCKS * ROWS + 4, 1))
+    assert compute.calls[-4:] == [64, 64, 64, 4]
+
+
+def test_number_of_rows_that_keeps_coming_back_is_one_call_too():
+    x = torch.arange(24.0).view(12, 2)
+    compute = Counted(lambda rows: rows * 3)
+    for _ in range(blocks.TRIED_AFTER):
+        ask(compute, x)
+    assert compute.calls == [8, 4]
+    assert torch.equal(ask(compute, x), x * 3)
+    assert compute.calls == [12, 4, 4, 4, 12]
+    assert torch.equal(ask(compute, x), x * 3)
+    assert compute.calls == [12]
+
+
+def test_number_of_rows_that_does_not_come_to_the_same_stays_in_parts():
+    x = torch.ones(12, 2)
+    compute = Counted(lambda rows: rows + (len(rows) == 12) * 2.0**-20)
+    for _ in range(blocks.TRIED_AFTER + 2):
+        assert torch.equal(ask(compute, x), x)
+    assert compute.calls == [8, 4]
 
 
 def test_always_blocks_where_the_number_of_rows_shows():
@@ -81,7 +112,9 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(blocks, "MAX_KNOWN", 3)
     for what in range(10):
         by_blocks(lambda rows: rows, torch.ones(8, 1), ROWS, what)
+        by_blocks(lambda rows: rows, torch.ones(12, 1), ROWS, what)
         assert len(blocks._comes_to_the_same) <= 3
+        assert len(blocks._num_seen) <= 3
 
 
 def test_a_single_block_is_one_call():
