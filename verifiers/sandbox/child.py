@@ -88,14 +88,7 @@ def obey(plan: JailPlan, folder: str, body: bytes, num_fds: int) -> NoReturn:
         body: The order, for limits that the supervisor has not set.
         num_fds: How many descriptors came with it.
     """
-    order, sources, files = unpack(_PAYLOAD)
-    for path, content in files:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-        if plan.kind == "exec":
-            target.chmod(0o700)
-    del files
+    order, sources = _unpack_and_place(_PAYLOAD, executable=plan.kind == "exec")
     _dup2(_STDIN, 0)
     _dup2(_STDOUT, 1)
     _dup2(_STDERR, 2)
@@ -121,6 +114,18 @@ def unpack(payload: int) -> tuple[wire.Header, dict[str, str], list[tuple[str, m
         files.append((path, blobs[offset : offset + size]))
         offset += size
     return head, sources, files
+
+
+def _unpack_and_place(payload: int, *, executable: bool) -> tuple[wire.Header, dict[str, str]]:
+    """The head and the texts; no copy of the files stays in memory."""
+    head, sources, files = unpack(payload)
+    for path, content in files:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+        if executable:
+            target.chmod(0o700)
+    return head, sources
 
 
 def _run_as_init(

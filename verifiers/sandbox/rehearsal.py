@@ -63,31 +63,42 @@ def written(
     """
     other = os.memfd_create("other")
     order = [_payload(_PROGRAM), wire.memory_file(_STDIN), os.memfd_create("stdout"), other]
-    # Pages that this process writes to meanwhile are not the child's alone either, then.
-    witness = os.fork()
-    if witness == 0:
-        signal.pause()
     told_read, told_write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            kept = [_moved(fd) for fd in (proc_fd, told_write)]
-            _give(order, other)
-            atexit.register(lambda: os.write(kept[1], snapshot.page_entries(kept[0], regions)))
-            wake()
-            child.obey(plan, "/", b"", len(order))
-        finally:
-            os._exit(1)
-    os.close(told_write)
+    started: list[int] = []
     try:
+        # Pages that this process writes to meanwhile are not the run's alone either, then.
+        started.append(_start_witness(told_read, told_write))
+        run = os.fork()
+        if run == 0:
+            try:
+                kept = [_moved(fd) for fd in (proc_fd, told_write)]
+                _give(order, other)
+                atexit.register(lambda: os.write(kept[1], snapshot.page_entries(kept[0], regions)))
+                wake()
+                child.obey(plan, "/", b"", len(order))
+            finally:
+                os._exit(1)
+        started.append(run)
+        os.close(told_write)
         entries = _read_all(told_read)
         return snapshot.written_pages(entries, regions) if entries else []
     finally:
-        for one in (pid, witness):
-            os.kill(one, signal.SIGKILL)
-            os.waitpid(one, 0)
+        for pid in started:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
         for fd in (told_read, *order):
             os.close(fd)
+
+
+def _start_witness(*fds: int) -> int:
+    """A process that shares this one's memory, writes to none of it, and does not hold `fds`."""
+    pid = os.fork()
+    if pid == 0:
+        for fd in fds:
+            os.close(fd)
+        while True:
+            signal.pause()
+    return pid
 
 
 def _read_all(fd: int) -> bytes:

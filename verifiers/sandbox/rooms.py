@@ -158,7 +158,8 @@ class Rooms:
 
     def _take_apart(self, room: Room) -> None:
         if room.watch >= 0:
-            linux.unwatch_folder(self._reports_fd, room.watch)
+            with contextlib.suppress(OSError):  # it ends with the folder, too
+                linux.unwatch_folder(self._reports_fd, room.watch)
             self._watches.discard(room.watch)
             self._changed.discard(room.watch)
         os.close(room.work_fd)

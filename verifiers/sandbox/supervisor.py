@@ -174,6 +174,9 @@ class Supervisor:
         Returns:
             The report, or None if the child had been killed while it waited, which is no run's
             fault; `fds` are open then, and the child is cleared away.
+
+        Raises:
+            ChildFailedError: If it cannot be given the order; the same holds.
         """
         limits = order["limits"]
         is_exec = made.measure.kind == "exec"
@@ -191,10 +194,12 @@ class Supervisor:
             self._has_begun = True
             wire.send_body(made.channel, body, fds)
             made.channel.shutdown(_socket.SHUT_WR)  # it has heard all that it ever will
-        except OSError:
+        except OSError as error:
             self._has_begun = False
             self._nursery.discard(made)
-            return None
+            if isinstance(error, ProcessLookupError | ConnectionError):
+                return None
+            raise ChildFailedError(f"a waiting child cannot be given an order: {error}") from error
         _close_all(fds)  # or the other end of a pair would not see that this one has ended
         watched = watch(
             made.pid,
